@@ -1,0 +1,1 @@
+"""Models on disk in formats other programs read."""

@@ -1,0 +1,1 @@
+"""Pure array functions, each with a plain reference and faster forms of the same signature."""

@@ -1,0 +1,1 @@
+"""What a run minimises, as sums over the global batch."""

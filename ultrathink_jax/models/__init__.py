@@ -1,0 +1,1 @@
+"""The decoder: layers by pattern, caches, parameter and FLOP counts."""

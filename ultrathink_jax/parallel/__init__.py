@@ -1,0 +1,1 @@
+"""Devices, the mesh and how logical array axes are laid over it."""

@@ -1,0 +1,88 @@
+"""The values that cross floors: what a model reads, what it returns, what a recipe is and what a training run carries.
+
+Letters: B batch, T query length, D embed, V vocab.
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+from flax import struct
+from jaxtyping import Array, Float, Int
+
+Parameters = Any  # a nested dict of arrays, keyed by layer name
+
+
+@struct.dataclass
+class Context:
+  """Where each token stands: `positions` count from 0 inside a document, `segment_ids` are 0 for padding.
+
+  Tokens see each other only where their segment ids are equal and not 0.
+  """
+
+  positions: Int[Array, "B T"]
+  segment_ids: Int[Array, "B T"]
+
+
+@struct.dataclass
+class Batch:
+  """Packed rows of tokens; `targets` are the tokens that follow and `weights` what each of their losses counts."""
+
+  tokens: Int[Array, "B T"]
+  targets: Int[Array, "B T"]
+  weights: Float[Array, "B T"]
+  context: Context
+
+
+@struct.dataclass
+class Output:
+  """What a language model returns.
+
+  Attributes:
+    hidden: final hidden states after the last norm, in the compute dtype.
+    unembedding: the vocabulary projection [D, V], float32; losses apply it in chunks.
+    cache: the caches to decode with, or None in training.
+    aux: {layer path: {name: array}} of routing losses and counts, stacked over the repeats of a period.
+    taps: {layer path: [R, B, T, D]} residual stream after each layer; removed by the compiler where nothing reads it.
+  """
+
+  hidden: Float[Array, "B T D"]
+  unembedding: Float[Array, "D V"]
+  cache: Any
+  aux: dict[str, dict[str, Array]]
+  taps: dict[str, Array]
+
+
+@struct.dataclass
+class LossInfo:
+  """What comes with a summed loss: `weight` divides it once per step, `metrics` are sums that add over micro-batches."""
+
+  weight: Float[Array, ""]
+  metrics: dict[str, Array]
+
+
+@struct.dataclass
+class TrainState:
+  """All that a step changes and a checkpoint holds."""
+
+  step: Int[Array, ""]
+  params: Parameters
+  opt_state: Any
+
+
+class Recipe(NamedTuple):
+  """A training method as pure functions; see recipes/pretrain.py for the first one.
+
+  Attributes:
+    init: key -> (params, frozen); `frozen` are weights that are read and never trained, saved or donated.
+    axes: the tree of logical axis names of every parameter, shaped like `params`.
+    loss: (params, frozen, batch, key) -> (summed loss, LossInfo).
+    source: (step, state) -> Batch of numpy arrays. The step is a host integer, so that reading it never waits for
+      the device.
+    summarize: the summed metrics of a step, on the host -> the numbers to report.
+  """
+
+  init: Callable[..., tuple[Parameters, Any]]
+  axes: Any
+  loss: Callable[..., tuple[Array, LossInfo]]
+  source: Callable[[int, TrainState], Batch]
+  summarize: Callable[[dict[str, Any]], dict[str, Any]]
