@@ -18,7 +18,7 @@ def _require_choice(section: str, config: Any, **choices: tuple[str, ...]) -> No
       raise ConfigError(f"{section}.{key}={value!r} is not one of {', '.join(allowed)}{hint}")
 
 
-def _require_at_least(section: str, config: Any, minimum: float, *keys: str) -> None:
+def _require_at_least(section: str, config: Any, minimum: int | float, *keys: str) -> None:
   for key in keys:
     if not getattr(config, key) >= minimum:
       raise ConfigError(f"{section}.{key}={getattr(config, key)} is below {minimum}; choose {minimum} or more")

@@ -76,13 +76,13 @@ class Recipe(NamedTuple):
     init: key -> (params, frozen); `frozen` are weights that are read and never trained, saved or donated.
     axes: the tree of logical axis names of every parameter, shaped like `params`.
     loss: (params, frozen, batch, key) -> (summed loss, LossInfo).
-    source: (step, state) -> Batch of numpy arrays. The step is a host integer, so that reading it never waits for
-      the device.
+    source: prepared data -> ((step, state) -> Batch of numpy arrays). The step is a host integer, so that reading it
+      never waits for the device.
     summarize: the summed metrics of a step, on the host -> the numbers to report.
   """
 
   init: Callable[..., tuple[Parameters, Any]]
   axes: Any
   loss: Callable[..., tuple[Array, LossInfo]]
-  source: Callable[[int, TrainState], Batch]
+  source: Callable[[Any], Callable[[int, TrainState], Batch]]
   summarize: Callable[[dict[str, Any]], dict[str, Any]]

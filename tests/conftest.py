@@ -1,0 +1,65 @@
+"""Checks shapes of every annotated function, and small models that tests share."""
+
+import os
+
+os.environ.setdefault("XLA_FLAGS", "--xla_force_host_platform_device_count=8")
+
+import jaxtyping
+
+jaxtyping.install_import_hook("ultrathink_jax", "beartype.beartype")
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import pytest
+from configs import base
+
+from ultrathink_jax.config import Config, ModelConfig, from_mapping
+from ultrathink_jax.models.language_model import init_params
+from ultrathink_jax.types import Context
+
+
+def tiny_model(**changes) -> ModelConfig:
+  """Returns a float32 model of a few thousand parameters."""
+  model = base.get_config().model.to_dict()
+  model |= {
+    "layers": "MAFEL",
+    "vocab_size": 64,
+    "embed_dim": 32,
+    "dtype": "float32",
+    "remat": "none",
+    "num_heads": 4,
+    "num_kv_heads": 2,
+    "head_dim": 8,
+    "window_tokens": 5,
+    "mlp_dim": 48,
+    "num_experts": 4,
+    "expert_dim": 24,
+    "mamba_state_dim": 8,
+    "mamba_head_dim": 16,
+    "mamba_num_groups": 2,
+    "mamba_chunk_tokens": 8,
+  }
+  return from_mapping(model | changes, ModelConfig, "model.")
+
+
+def tiny_config(**sections) -> Config:
+  """Returns a whole configuration of a tiny run; keywords override keys of sections."""
+  config = from_mapping(base.get_config().to_dict())
+  config = dataclasses.replace(config, model=tiny_model())
+  for section, changes in sections.items():
+    config = dataclasses.replace(config, **{section: dataclasses.replace(getattr(config, section), **changes)})
+  return config
+
+
+def packed_context(*documents: int, batch: int = 1) -> Context:
+  """Returns rows that hold documents of the given lengths one after another; a negative length is padding."""
+  positions = jnp.concatenate([jnp.arange(abs(n), dtype=jnp.int32) for n in documents])
+  segments = jnp.concatenate([jnp.full(abs(n), i + 1 if n > 0 else 0, jnp.int32) for i, n in enumerate(documents)])
+  return Context(jnp.tile(positions, (batch, 1)), jnp.tile(segments, (batch, 1)))
+
+
+@pytest.fixture(scope="session")
+def tiny_params():
+  return init_params(tiny_model(), jax.random.key(0))

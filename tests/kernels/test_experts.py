@@ -1,0 +1,65 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from ultrathink_jax.kernels.experts import experts, rank_in_expert
+from ultrathink_jax.kernels.experts_sorted import experts_sorted
+
+T, K, E, D, F = 37, 2, 5, 8, 12
+
+
+def inputs(dtype=jnp.float32, num_unrouted=4):
+  keys = jax.random.split(jax.random.key(0), 6)
+  x = jax.random.normal(keys[0], (T, D), dtype)
+  choices = jax.vmap(lambda key: jax.random.permutation(key, E)[:K])(jax.random.split(keys[1], T))
+  choices = choices.at[-num_unrouted:].set(E)
+  gates = jax.random.uniform(keys[2], (T, K))
+  kernels = [jax.random.normal(key, shape, dtype) for key, shape in zip(keys[3:], [(E, D, F), (E, D, F), (E, F, D)], strict=True)]
+  return x, choices, gates, kernels
+
+
+def test_the_plain_form_equals_a_loop_over_tokens():
+  x, choices, gates, (gate, up, down) = inputs()
+  y, _ = experts(x, choices, gates, gate, up, down)
+  for t in range(T):
+    expected = np.zeros(D)
+    for k in range(K):
+      e = int(choices[t, k])
+      if e < E:
+        g = np.asarray(x[t] @ gate[e], np.float64)
+        expected += float(gates[t, k]) * (g / (1 + np.exp(-g)) * (x[t] @ up[e])) @ down[e]
+    np.testing.assert_allclose(y[t], expected, rtol=1e-4, atol=1e-4)
+
+
+def test_ranks_count_earlier_tokens_only():
+  choices = jnp.array([[0, 1], [1, 0], [0, 2], [3, 3]])
+  np.testing.assert_array_equal(rank_in_expert(choices, 3), [[0, 0], [1, 1], [2, 0], [0, 0]])
+
+
+@pytest.mark.parametrize("capacity", [None, 1, 6, 1000])
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+def test_sorted_rows_equal_the_plain_form_forward_and_gradient(capacity, dtype):
+  x, choices, gates, kernels = inputs(dtype)
+
+  def outputs(function):
+    def loss(x, gates, kernels):
+      y, is_computed = function(x, choices, gates, *kernels, capacity)
+      return jnp.sum(jnp.sin(y.astype(jnp.float32))), is_computed
+
+    return jax.value_and_grad(loss, argnums=(0, 1, 2), has_aux=True)(x, gates, kernels)
+
+  ((_, kept), gradients), ((_, kept_plain), gradients_plain) = outputs(experts_sorted), outputs(experts)
+  np.testing.assert_array_equal(kept, kept_plain)
+  tolerance = {"rtol": 1e-4, "atol": 1e-4} if dtype == jnp.float32 else {"rtol": 0.1, "atol": 0.5}
+  for ours, plain in zip(jax.tree.leaves(gradients), jax.tree.leaves(gradients_plain), strict=True):
+    np.testing.assert_allclose(ours.astype(jnp.float32), plain.astype(jnp.float32), **tolerance)
+
+
+def test_capacity_changes_the_output():
+  x, choices, gates, kernels = inputs()
+  few, kept = experts_sorted(x, choices, gates, *kernels, 2)
+  every, all_kept = experts_sorted(x, choices, gates, *kernels, None)
+  assert int(kept.sum()) == 2 * E
+  assert int(all_kept.sum()) == (T - 4) * K
+  assert float(jnp.abs(few - every).max()) > 0.1

@@ -1,0 +1,133 @@
+"""Mixture of SwiGLU experts on rows sorted by expert: work follows the chosen experts, and moving rows is all gathers.
+
+Every choice of a token gets a slot in a buffer of rows. With a capacity the buffer is [E, C]: C slots an expert, and
+what finds none is dropped. Without one it is [M, R]: an expert's rows are padded up to whole blocks of R slots, so that
+nothing is dropped and at most E blocks of work are wasted.
+
+Source: arXiv:2211.15841 (blocks). Letters: T tokens of the whole batch  K choices of a token  E experts  D embed
+F expert width  C capacity  M blocks  R rows of a block  S slots = E C or M R.
+"""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int
+
+_BLOCK_ROWS = 128
+
+
+class Plan(NamedTuple):
+  """Which slot holds which choice. A slot S or a choice T K (one past the last) means none."""
+
+  slot_of_choice: Int[Array, "T K"]
+  choice_of_slot: Int[Array, " S"]
+
+
+def experts_sorted(
+  x: Float[Array, "T D"],
+  choices: Int[Array, "T K"],
+  gates: Float[Array, "T K"],
+  gate_kernel: Float[Array, "E D F"],
+  up_kernel: Float[Array, "E D F"],
+  down_kernel: Float[Array, "E F D"],
+  capacity: int | None = None,
+) -> tuple[Float[Array, "T D"], Bool[Array, "T K"]]:
+  """Returns what `experts` does."""
+  E, D = gate_kernel.shape[:2]
+  counts = jnp.sum(jax.nn.one_hot(choices.reshape(-1), E, dtype=jnp.int32), axis=0)
+  if capacity is None:
+    block = min(_BLOCK_ROWS, max(8, -(-choices.size // E)))
+    first_slot = jnp.concatenate([jnp.zeros(1, jnp.int32), jnp.cumsum(-(-counts // block) * block)])
+    num_blocks = -(-choices.size // block) + E
+    plan = _plan(choices, first_slot[:-1], counts, choices.size, num_blocks * block)
+    expert_of_block = jnp.searchsorted(first_slot[1:], jnp.arange(num_blocks) * block, side="right")
+    expert_of_block = jnp.minimum(expert_of_block, E - 1)
+    kernels = [_kernel_of_block(kernel, expert_of_block) for kernel in (gate_kernel, up_kernel, down_kernel)]
+    buffer = (num_blocks, block, D)
+  else:
+    plan = _plan(choices, jnp.arange(E, dtype=jnp.int32) * capacity, counts, capacity, E * capacity)
+    kernels = [gate_kernel, up_kernel, down_kernel]
+    buffer = (E, capacity, D)
+  rows = _dispatch(x, plan).reshape(buffer)
+  gate, up, down = kernels
+  hidden = jax.nn.silu(jnp.einsum("erd,edf->erf", rows, gate)) * jnp.einsum("erd,edf->erf", rows, up)
+  rows = jnp.einsum("erf,efd->erd", hidden, down).reshape(-1, D)
+  return _combine(rows, gates.astype(x.dtype), plan), plan.slot_of_choice < rows.shape[0]
+
+
+def _plan(choices, first_slot, counts, capacity: int, num_slots: int) -> Plan:
+  """Returns the slots: an expert's first `capacity` choices, in token order, from its `first_slot` on."""
+  E = counts.shape[0]
+  flat = choices.reshape(-1)
+  order = jnp.argsort(flat, stable=True)
+  expert = flat[order]
+  rank = jnp.arange(flat.size, dtype=jnp.int32) - jnp.append(jnp.cumsum(counts) - counts, 0)[expert]
+  is_computed = (expert < E) & (rank < capacity)
+  slot = jnp.where(is_computed, jnp.append(first_slot, 0)[expert] + rank, num_slots)
+  slot_of_choice = jnp.zeros_like(flat).at[order].set(slot, unique_indices=True)
+  choice_of_slot = jnp.full(num_slots, flat.size, jnp.int32).at[slot].set(order, mode="drop")
+  return Plan(slot_of_choice.reshape(choices.shape), choice_of_slot)
+
+
+def _take(rows: Float[Array, "S D"], indices: Int[Array, "..."]) -> Float[Array, "... D"]:
+  """Returns rows[indices], 0 where an index is one past the last row."""
+  return jnp.take(rows, indices, axis=0, mode="fill", fill_value=0)
+
+
+@jax.custom_vjp
+def _dispatch(x: Float[Array, "T D"], plan: Plan) -> Float[Array, "S D"]:
+  """Returns the row of each slot. Its gradient is a gather too: a choice has one slot."""
+  return _take(x, plan.choice_of_slot // plan.slot_of_choice.shape[1])
+
+
+def _dispatch_forward(x, plan):
+  return _dispatch(x, plan), plan
+
+
+def _dispatch_backward(plan, rows_gradient):
+  return jnp.sum(_take(rows_gradient, plan.slot_of_choice), axis=1), None
+
+
+_dispatch.defvjp(_dispatch_forward, _dispatch_backward)
+
+
+@jax.custom_vjp
+def _combine(rows: Float[Array, "S D"], gates: Float[Array, "T K"], plan: Plan) -> Float[Array, "T D"]:
+  """Returns sum_k gates[t, k] rows[slot of (t, k)]; like _dispatch, gathers both ways."""
+  return jnp.einsum("tk,tkd->td", gates, _take(rows, plan.slot_of_choice))
+
+
+def _combine_forward(rows, gates, plan):
+  return _combine(rows, gates, plan), (rows, gates, plan)
+
+
+def _combine_backward(residuals, gradient):
+  rows, gates, plan = residuals
+  token_gradient = _take(gradient, plan.choice_of_slot // gates.shape[1])
+  rows_gradient = token_gradient * _take(gates.reshape(-1, 1), plan.choice_of_slot)
+  gates_gradient = jnp.einsum("td,tkd->tk", gradient, _take(rows, plan.slot_of_choice))
+  return rows_gradient, gates_gradient, None
+
+
+_combine.defvjp(_combine_forward, _combine_backward)
+
+
+@jax.custom_vjp
+def _kernel_of_block(kernel: Float[Array, "E D F"], expert_of_block: Int[Array, " M"]) -> Float[Array, "M D F"]:
+  """Returns the kernel each block uses. Its gradient sums blocks by a matrix product instead of a scatter."""
+  return kernel[expert_of_block]
+
+
+def _kernel_of_block_forward(kernel, expert_of_block):
+  return kernel[expert_of_block], (expert_of_block, jnp.zeros(kernel.shape[0], bool))
+
+
+def _kernel_of_block_backward(residuals, gradient):
+  expert_of_block, experts_like = residuals
+  one_hot = jax.nn.one_hot(expert_of_block, experts_like.shape[0], dtype=gradient.dtype)
+  summed = jnp.einsum("me,mdf->edf", one_hot, gradient, preferred_element_type=jnp.float32)
+  return summed.astype(gradient.dtype), None
+
+
+_kernel_of_block.defvjp(_kernel_of_block_forward, _kernel_of_block_backward)

@@ -1,0 +1,84 @@
+"""The projection every weight matrix goes through, and the banks of expert matrices.
+
+Letters: E experts  D embed  F expert width.
+"""
+
+import math
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+from jaxtyping import Array, Float
+
+
+def fan_in_init(fan_in: int, scale: float = 1.0) -> nn.initializers.Initializer:
+  """Returns a normal of standard deviation scale / sqrt(fan_in), cut at two deviations."""
+  return nn.initializers.truncated_normal(scale * fan_in**-0.5)
+
+
+class Projection(nn.Module):
+  """Contracts the last dims of x with a kernel [*in_dims, *out_dims]; no bias.
+
+  Attributes:
+    out_dims: sizes of the dims it makes.
+    axes: logical axis of every kernel dim, those of the input first.
+    scale: of the initial standard deviation, beside 1 / sqrt(fan in).
+  """
+
+  out_dims: tuple[int, ...]
+  axes: tuple[str, ...]
+  scale: float = 1.0
+
+  @nn.compact
+  def __call__(self, x: Float[Array, "..."]) -> Float[Array, "..."]:
+    num_in = len(self.axes) - len(self.out_dims)
+    in_dims = x.shape[x.ndim - num_in :]
+    init = nn.with_logical_partitioning(fan_in_init(math.prod(in_dims), self.scale), self.axes)
+    kernel = self.param("kernel", init, (*in_dims, *self.out_dims), jnp.float32)
+    return jnp.tensordot(x, kernel.astype(x.dtype), axes=num_in)
+
+
+class ExpertBank(nn.Module):
+  """Returns one kernel [E, in_dim, out_dim] in `dtype`, to be applied by a grouped matrix product."""
+
+  num_experts: int
+  in_dim: int
+  out_dim: int
+  axes: tuple[str, str, str]
+  scale: float = 1.0
+
+  @nn.compact
+  def __call__(self, dtype: jnp.dtype) -> Float[Array, "E D F"]:
+    init = nn.with_logical_partitioning(fan_in_init(self.in_dim, self.scale), self.axes)
+    kernel = self.param("kernel", init, (self.num_experts, self.in_dim, self.out_dim), jnp.float32)
+    return kernel.astype(dtype)
+
+
+class Embedding(nn.Module):
+  """A table [V, D] of token vectors."""
+
+  vocab_size: int
+  embed_dim: int
+
+  @nn.compact
+  def __call__(self) -> Float[Array, "V D"]:
+    init = nn.with_logical_partitioning(nn.initializers.normal(0.02), ("vocab", "embed"))
+    return self.param("table", init, (self.vocab_size, self.embed_dim), jnp.float32)
+
+
+class Unembedding(nn.Module):
+  """A projection [D, V] to the vocabulary, returned rather than applied: losses apply it in chunks."""
+
+  vocab_size: int
+  embed_dim: int
+
+  @nn.compact
+  def __call__(self) -> Float[Array, "D V"]:
+    # Logits start with a standard deviation of 0.1, so that a new model is close to uniform at any width.
+    init = nn.with_logical_partitioning(fan_in_init(self.embed_dim, 0.1), ("embed", "vocab"))
+    return self.param("kernel", init, (self.embed_dim, self.vocab_size), jnp.float32)
+
+
+def swiglu(gate: Array, up: Array) -> Array:
+  """Returns silu(gate) * up. Source: arXiv:2002.05202."""
+  return jax.nn.silu(gate) * up

@@ -1,0 +1,34 @@
+"""Next-token cross-entropy with the routing losses of expert layers.
+
+Letters: B batch  R repeats of a period  E experts.
+"""
+
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from ultrathink_jax.config import LossConfig
+from ultrathink_jax.kernels.cross_entropy_chunked import cross_entropy_chunked
+from ultrathink_jax.types import Batch, LossInfo, Output
+
+
+def language_modeling_loss(output: Output, batch: Batch, config: LossConfig) -> tuple[Float[Array, ""], LossInfo]:
+  """Returns the summed loss and, as sums to be divided by the weight, its parts.
+
+  A routing loss is the mean over expert layers; each row of the batch counts by its loss weight. Metrics: `loss/lm`,
+  `loss/load_balance` and `loss/router_z` unweighted, `loss/total`; `moe/load/PATH` [R, E] and `moe/dropped` count
+  choices of experts.
+  """
+  lm = cross_entropy_chunked(output.hidden, output.unembedding, batch.targets, batch.weights)
+  metrics = {"loss/lm": lm}
+  total = lm
+  if output.aux:
+    row_weights = batch.weights.sum(axis=1)
+    num_layers = sum(values["load"].shape[0] for values in output.aux.values())
+    for name, weight in (("load_balance", config.load_balance_weight), ("router_z", config.router_z_weight)):
+      layers = sum(jnp.sum(values[name] * row_weights) for values in output.aux.values())
+      metrics[f"loss/{name}"] = layers / num_layers
+      total += weight * metrics[f"loss/{name}"]
+    metrics["moe/dropped"] = sum(jnp.sum(values["dropped"]) for values in output.aux.values())
+    metrics |= {f"moe/load/{path}": values["load"] for path, values in output.aux.items()}
+  metrics["loss/total"] = total
+  return total, LossInfo(batch.weights.sum(), metrics)

@@ -1,0 +1,107 @@
+"""The command line: flags, config, dispatch by --mode.
+
+    python -m ultrathink_jax.main --config=configs/NAME.py --workdir=DIR [--mode=MODE] [--config.section.key=value ...]
+
+Heavy imports wait until the command line is known to be right.
+"""
+
+import sys
+import traceback
+from pathlib import Path
+
+from absl import flags
+from ml_collections import config_flags
+
+from ultrathink_jax.config import Config, from_mapping
+from ultrathink_jax.errors import INTERRUPTED_EXIT_CODE, ConfigError, UserError
+
+MODES = ("train", "evaluate", "generate", "describe")
+
+_FLAGS = flags.FlagValues()
+_CONFIG = config_flags.DEFINE_config_file(
+  "config", None, "Path of a configuration, as configs/nano.py.", flag_values=_FLAGS
+)
+flags.DEFINE_string("workdir", None, "Where the run lives; by default runs/NAME of configs/NAME.py.", flag_values=_FLAGS)
+flags.DEFINE_enum("mode", "train", MODES, "What to do.", flag_values=_FLAGS)
+flags.DEFINE_multi_string("prompt", [], "Text to complete (mode generate); may be repeated.", flag_values=_FLAGS)
+flags.DEFINE_string("prompt_file", None, "File whose whole text is one more prompt.", flag_values=_FLAGS)
+flags.DEFINE_boolean("debug", False, "Show the traceback of errors a user can cause.", flag_values=_FLAGS)
+flags.DEFINE_boolean("help", False, "Show this help.", short_name="h", flag_values=_FLAGS)
+
+
+def main(argv: list[str] | None = None) -> None:
+  """Runs one mode and exits with a documented code."""
+  argv = sys.argv if argv is None else argv
+  try:
+    sys.exit(_run(argv))
+  except UserError as error:
+    if "--debug" in argv:
+      traceback.print_exc()
+    print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+    sys.exit(error.exit_code)
+  except KeyboardInterrupt:
+    print("interrupted: the same command resumes from the last checkpoint", file=sys.stderr)
+    sys.exit(INTERRUPTED_EXIT_CODE)
+
+
+def _run(argv: list[str]) -> int:
+  sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # so that configs can import configs.base anywhere
+  if any(argument in ("-h", "--help") for argument in argv):
+    print(f"{__doc__}\n{_FLAGS.main_module_help() or _FLAGS.get_help()}\nKeys and defaults: configs/base.py")
+    return 0
+  config = parse_config(argv)
+  workdir = Path(_FLAGS.workdir or Path("runs") / Path(config_path(argv)).stem)
+  from ultrathink_jax import modes
+
+  if _FLAGS.mode == "train":
+    modes.train(config, workdir, argv)
+  elif _FLAGS.mode == "evaluate":
+    modes.evaluate(config, workdir)
+  elif _FLAGS.mode == "generate":
+    modes.generate(config, workdir, _prompts())
+  else:
+    modes.describe(config, workdir)
+  return 0
+
+
+def parse_config(argv: list[str]) -> Config:
+  """Returns the checked configuration of a command line. Raises ConfigError for any flag or key that is wrong."""
+  try:
+    rest = _FLAGS(argv)
+  except (flags.Error, AttributeError, KeyError, OSError, TypeError, ValueError) as error:
+    raise ConfigError(_explain(error, argv)) from error
+  if rest[1:]:
+    raise ConfigError(f"{rest[1]!r} is not a flag; write --name=value")
+  if _CONFIG.value is None:
+    raise ConfigError("--config is missing; try --config=configs/nano.py")
+  return from_mapping(_CONFIG.value.to_dict())
+
+
+def config_path(argv: list[str]) -> str:
+  """Returns the configuration file that a command line names."""
+  return config_flags.get_config_filename(_FLAGS["config"])
+
+
+def _explain(error: Exception, argv: list[str]) -> str:
+  """Returns one line for what the flag parsers raise: their message, and which argument it was about."""
+  message = error.args[0] if error.args else error
+  words = " ".join(str(message).replace("\\n", " ").replace("\\", "").strip("'\"").split())
+  unknown = words.split("'")[0].split(" ")[0] if isinstance(error, (AttributeError, KeyError)) else ""
+  about = [argument for argument in argv if unknown and f".{unknown}" in argument.split("=")[0]]
+  return f"{about[0]}: no key {words}" if about else words
+
+
+def _prompts() -> list[str]:
+  prompts = list(_FLAGS.prompt)
+  if _FLAGS.prompt_file:
+    try:
+      prompts.append(Path(_FLAGS.prompt_file).read_text())
+    except (OSError, UnicodeDecodeError) as error:
+      raise ConfigError(f"--prompt_file={_FLAGS.prompt_file} cannot be read: {error}") from error
+  if not prompts:
+    raise ConfigError("mode generate needs --prompt=TEXT (repeatable) or --prompt_file=PATH")
+  return prompts
+
+
+if __name__ == "__main__":
+  main()

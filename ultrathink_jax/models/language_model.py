@@ -1,0 +1,110 @@
+"""The decoder: embedding, groups of layers scanned over their periods, a final norm.
+
+Letters: B batch  T length  D embed  V vocab  R repeats of a period.
+"""
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+from jaxtyping import Array, Int, Key
+
+from ultrathink_jax.config import ModelConfig
+from ultrathink_jax.layers.linear import Embedding, Unembedding
+from ultrathink_jax.layers.norm import RMSNorm
+from ultrathink_jax.models.layer import MIXERS, Period, groups, layer_names
+from ultrathink_jax.parallel.devices import scan_unroll
+from ultrathink_jax.parallel.sharding import constrain
+from ultrathink_jax.types import Context, Output, Parameters
+
+
+class LanguageModel(nn.Module):
+  """Stateless: parameters, caches and context come in, an Output comes out.
+
+  Parameters of group g are stacked over its repeats under `group_g`; see `interop/pretrained.py` for the unstacked
+  names that files use.
+  """
+
+  config: ModelConfig
+
+  @nn.compact
+  def __call__(self, tokens: Int[Array, "B T"], context: Context, cache: Any = None) -> Output:
+    config = self.config
+    table = Embedding(config.vocab_size, config.embed_dim, name="embedding")()
+    x = jnp.take(constrain(table, (None, None)), tokens, axis=0).astype(config.dtype)
+    x = constrain(x, ("batch", "length", None))
+    if config.tie_embeddings:
+      unembedding = table.T
+    else:
+      unembedding = Unembedding(config.vocab_size, config.embed_dim, name="unembedding")()
+    new_cache, aux, taps = {}, {}, {}
+    for index, group in enumerate(groups(config)):
+      name = f"group_{index}"
+      period = Period
+      if config.remat == "full" and cache is None:
+        period = nn.remat(Period, prevent_cse=False)
+      stack = nn.scan(
+        period,
+        variable_axes={"params": 0},
+        split_rngs={"params": True},
+        in_axes=(0, nn.broadcast),
+        length=group.repeats,
+        unroll=min(group.repeats, config.unroll or scan_unroll(group.repeats)),
+        metadata_params={nn.PARTITION_NAME: "layers"},
+      )(group.letters, config, name=name)
+      x, (new_cache[name], group_aux, group_taps) = stack(x, None if cache is None else cache[name], context)
+      x = constrain(x, ("batch", "length", None))
+      aux |= {f"{name}/{layer}": values for layer, values in group_aux.items()}
+      taps |= {f"{name}/{layer}": tap for layer, tap in group_taps.items()}
+    hidden = RMSNorm(config.norm_epsilon, name="final_norm")(x)
+    return Output(hidden, unembedding, None if cache is None else new_cache, aux, taps)
+
+
+def inference_config(config: ModelConfig) -> ModelConfig:
+  """Returns the model as it runs outside training: every token reaches all its experts, nothing is recomputed."""
+  return dataclasses.replace(config, capacity_factor=0.0, remat="none")
+
+
+def init_cache(config: ModelConfig, batch_size: int, length: int) -> Any:
+  """Returns empty caches for `batch_size` documents of up to `length` tokens, stacked like the parameters."""
+  dtype = jnp.dtype(config.dtype)
+  cache = {}
+  for index, group in enumerate(groups(config)):
+    period = {
+      name: MIXERS[letter].init_cache(config, batch_size, length, dtype)
+      for name, letter in zip(layer_names(group.letters), group.letters, strict=True)
+    }
+    stack = lambda array, repeats=group.repeats: jnp.broadcast_to(array, (repeats, *array.shape))
+    cache[f"group_{index}"] = jax.tree.map(stack, period)
+  return cache
+
+
+def single_documents(tokens: Int[Array, "B T"]) -> Context:
+  """Returns the context of rows that hold one whole document each."""
+  positions = jnp.broadcast_to(jnp.arange(tokens.shape[1], dtype=jnp.int32), tokens.shape)
+  return Context(positions, jnp.ones_like(positions))
+
+
+def init_params(config: ModelConfig, key: Key[Array, ""]) -> Parameters:
+  """Returns fresh float32 parameters."""
+  return nn.meta.unbox(_init_boxed(config, key))
+
+
+def parameter_axes(config: ModelConfig) -> Any:
+  """Returns the logical axis names of every parameter, a tuple per leaf; allocates nothing."""
+  boxed = jax.eval_shape(lambda: _init_boxed(config, jax.random.key(0)))
+  is_boxed = lambda leaf: isinstance(leaf, nn.meta.AxisMetadata)
+  return jax.tree.map(lambda leaf: tuple(leaf.names), boxed, is_leaf=is_boxed)
+
+
+def _init_boxed(config: ModelConfig, key: Key[Array, ""]) -> Any:
+  tokens = jnp.zeros((1, 8), jnp.int32)
+  return LanguageModel(config).init(key, tokens, single_documents(tokens))["params"]
+
+
+def logits(output: Output) -> Array:
+  """Returns float32 [B, T, V]; for prompts and tests, training never holds them."""
+  kernel = output.unembedding.astype(output.hidden.dtype)
+  return jnp.einsum("btd,dv->btv", output.hidden, kernel, preferred_element_type=jnp.float32)

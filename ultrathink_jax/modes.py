@@ -1,0 +1,248 @@
+"""What each --mode of the command line does."""
+
+import contextlib
+import dataclasses
+import difflib
+import json
+import platform
+import shlex
+from collections.abc import Callable
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from ultrathink_jax import __version__, api, data
+from ultrathink_jax.config import Config
+from ultrathink_jax.data import PreparedData
+from ultrathink_jax.data.loader import validation_batches
+from ultrathink_jax.errors import ConfigError
+from ultrathink_jax.evaluate import perplexity
+from ultrathink_jax.evaluate.perplexity import Evaluation
+from ultrathink_jax.models.counts import count_model, train_flops_per_token
+from ultrathink_jax.parallel.devices import Devices, describe_devices, peak_memory_bytes
+from ultrathink_jax.recipes import RECIPES
+from ultrathink_jax.report import html
+from ultrathink_jax.report.describe import describe as description
+from ultrathink_jax.report.describe import format_description
+from ultrathink_jax.train import loop
+from ultrathink_jax.types import Parameters
+
+_SAMPLE_PROMPT_TOKENS = 48
+_NUM_SAMPLES = 2
+_FREE_ON_RESUME = ("mesh", "evaluate", "checkpoint", "generate")  # sections that do not change what is trained
+
+
+def train(config: Config, workdir: Path, argv: list[str]) -> None:
+  """Trains, or resumes, to the last step; then evaluates the whole validation split, samples and writes the report."""
+  if config.recipe not in RECIPES:
+    near = difflib.get_close_matches(config.recipe, RECIPES, 1)
+    raise ConfigError(f"recipe={config.recipe!r} is not one of {', '.join(RECIPES)}" + (f"; {near[0]}?" if near else ""))
+  recipe = RECIPES[config.recipe](config)
+  devices = describe_devices()
+  plan = loop.make_plan(config, recipe, devices)
+  _claim(workdir, config)
+  facts = _facts(config, workdir, devices, plan, argv)
+  _log(_headline(facts, plan))
+  prepared = _prepare(config, workdir)
+  facts["data"] = _data_facts(config, prepared)
+  evaluation = _evaluator(config, prepared)
+  _write_json(workdir / "run.json", _read_json(workdir / "run.json") | facts)
+  outcome = loop.train(
+    config,
+    recipe,
+    plan,
+    recipe.source(prepared),
+    {"seed": config.train.seed, "data_fingerprint": prepared.fingerprint},
+    workdir,
+    lambda params: _as_metrics(evaluation(params, config.evaluate.num_batches)),
+  )
+  _finish(config, workdir, prepared, facts, outcome, evaluation(outcome.params, None))
+
+
+def evaluate(config: Config, workdir: Path) -> None:
+  """Evaluates the newest checkpoint on the whole validation split and writes evaluation.json."""
+  prepared = _prepare(config, workdir)
+  params, step = api.restore_params(workdir, config.model)
+  result = _evaluator(config, prepared)(params, None)
+  gzip_bits = _gzip_bits_per_byte(prepared)
+  _log(_format_result(result, gzip_bits))
+  values = {"step": step, **result._asdict(), "gzip_bits_per_byte": gzip_bits, "data": _data_facts(config, prepared)}
+  _write_json(workdir / "evaluation.json", values)
+
+
+def generate(config: Config, workdir: Path, prompts: list[str]) -> None:
+  """Prints each prompt with its completion."""
+  model = dataclasses.replace(api.load(workdir), sampling=config.generate)
+  for prompt, completion in zip(prompts, model.generate(prompts), strict=True):
+    print(prompt + completion)
+
+
+def describe(config: Config, workdir: Path) -> None:
+  """Prints the layer table and writes describe.json."""
+  print(format_description(config))
+  workdir.mkdir(parents=True, exist_ok=True)
+  _write_json(workdir / "describe.json", description(config))
+
+
+def _prepare(config: Config, workdir: Path) -> PreparedData:
+  return data.prepare(config.data, config.model.vocab_size, workdir / api.DATA_DIRECTORY, _log)
+
+
+def _log(text: str) -> None:
+  print(text, flush=True)
+
+
+def _claim(workdir: Path, config: Config) -> None:
+  """Writes config.json, or refuses a workdir that holds a run of another model, data or schedule."""
+  path = workdir / "config.json"
+  if path.exists():
+    before, now = (_flatten(values) for values in (_read_json(path), json.loads(config.to_json())))
+    changed = [key for key in now if now[key] != before.get(key) and key.split(".")[0] not in _FREE_ON_RESUME]
+    changed = [key for key in changed if key != "train.log_every_steps"]
+    if changed:
+      differences = ", ".join(f"{key} was {before.get(key)!r} and is {now[key]!r}" for key in changed[:4])
+      more = f" and {len(changed) - 4} more" if len(changed) > 4 else ""
+      raise ConfigError(f"{workdir} holds another run: {differences}{more}; choose another --workdir or the old values")
+  workdir.mkdir(parents=True, exist_ok=True)
+  temporary = path.with_suffix(".tmp")
+  temporary.write_text(config.to_json())
+  temporary.replace(path)
+
+
+def _evaluator(config: Config, prepared: PreparedData) -> Callable[[Parameters, int | None], Evaluation]:
+  """Returns (params, number of batches or None for all) -> Evaluation on the validation split."""
+  sum_of_losses = perplexity.make_sum_of_losses(config.model)
+  info = prepared.validation.info
+  rows = config.train.batch_size // config.train.accumulation_steps
+
+  def evaluation(params: Parameters, limit: int | None) -> Evaluation:
+    batches = validation_batches(
+      prepared.validation, prepared.tokenizer, rows, config.train.sequence_length, limit
+    )
+    return perplexity.evaluate(sum_of_losses, params, batches, info.text_bytes / (info.tokens + info.documents))
+
+  return evaluation
+
+
+def _finish(
+  config: Config,
+  workdir: Path,
+  prepared: PreparedData,
+  facts: dict[str, Any],
+  outcome: loop.Outcome,
+  result: Evaluation,
+) -> None:
+  """Says and writes down what the run came to."""
+  gzip_bits = _gzip_bits_per_byte(prepared)
+  prompts = [
+    prepared.tokenizer.decode(prepared.validation[i][:_SAMPLE_PROMPT_TOKENS].tolist())
+    for i in range(min(_NUM_SAMPLES, len(prepared.validation)))
+  ]
+  model = api.Model(config.model, outcome.params, prepared.tokenizer, config.generate)
+  samples = [{"prompt": p, "completion": c} for p, c in zip(prompts, model.generate(prompts), strict=True)]
+  for sample in samples:
+    _log(f"[sample] the model continues the prompt after |\n{sample['prompt']}|{sample['completion']}")
+  _log(_format_result(result, gzip_bits))
+  before = _read_json(workdir / "run.json")
+  facts["memory"]["peak_bytes"] = peak_memory_bytes()
+  facts |= {
+    "compile_seconds": outcome.compile_seconds or before.get("compile_seconds", 0.0),
+    "train_seconds": outcome.train_seconds + before.get("train_seconds", 0.0),
+    "resumed_from_steps": before.get("resumed_from_steps", []) + ([outcome.start_step] if outcome.start_step else []),
+    "result": {
+      "step": config.train.steps,
+      "loss": result.loss,
+      "perplexity": result.perplexity,
+      "bits_per_byte": result.bits_per_byte,
+      "gzip_bits_per_byte": gzip_bits,
+    },
+    "samples": samples,
+  }
+  _write_json(workdir / "run.json", facts)
+  _log(f"[report] {html.write(workdir)}")
+
+
+def _facts(config: Config, workdir: Path, devices: Devices, plan: loop.Plan, argv: list[str]) -> dict[str, Any]:
+  count = count_model(config.model)
+  return {
+    "name": workdir.name,
+    "command": shlex.join(["python", "-m", "ultrathink_jax.main", *argv[1:]]),
+    "model": {
+      "layers": config.model.layers,
+      "parameters_total": count.total,
+      "parameters_active": count.active,
+      "flops_per_token": train_flops_per_token(config.model, count, config.train.sequence_length),
+    },
+    "device": {"kind": devices.kind, "count": devices.count, "platform": devices.platform},
+    "versions": {
+      "ultrathink_jax": __version__,
+      "jax": jax.__version__,
+      "flax": version("flax"),
+      "python": platform.python_version(),
+    },
+    "mesh": dict(plan.mesh.shape),
+    "memory": {"need_bytes": plan.need.total, "have_bytes": devices.memory_bytes},
+  }
+
+
+def _headline(facts: dict[str, Any], plan: loop.Plan) -> str:
+  model, device = facts["model"], facts["device"]
+  axes = " x ".join(f"{axis} {size}" for axis, size in plan.mesh.shape.items() if size > 1) or "one device"
+  return (
+    f"[setup] {model['layers']}: {model['parameters_total']:,} parameters, {model['parameters_active']:,} active; "
+    f"{device['count']} x {device['kind']} ({axes}); about {plan.need.total / 2**30:.1f} of "
+    f"{facts['memory']['have_bytes'] / 2**30:.1f} GiB a device; jax {facts['versions']['jax']}"
+  )
+
+
+def _data_facts(config: Config, prepared: PreparedData) -> dict[str, Any]:
+  facts: dict[str, Any] = {"source": config.data.source, "fingerprint": prepared.fingerprint}
+  for split, store in (("train", prepared.train), ("validation", prepared.validation)):
+    info = store.info
+    facts |= {
+      f"{split}_documents": info.documents,
+      f"{split}_tokens": info.tokens,
+      f"{split}_bytes": info.text_bytes,
+    }
+  return facts
+
+
+def _gzip_bits_per_byte(prepared: PreparedData) -> float:
+  info = prepared.validation.info
+  return 8 * info.gzip_bytes / info.text_bytes
+
+
+def _as_metrics(result: Evaluation) -> dict[str, float]:
+  return {f"evaluate/{name}": getattr(result, name) for name in ("loss", "perplexity", "bits_per_byte")}
+
+
+def _format_result(result: Evaluation, gzip_bits: float) -> str:
+  relation = "below" if result.bits_per_byte < gzip_bits else "above"
+  return (
+    f"[result] validation: {result.bits_per_byte:.3f} bits per byte, {relation} gzip -9 ({gzip_bits:.3f}); "
+    f"loss {result.loss:.4f}, perplexity {result.perplexity:,.2f} over {result.targets:,} tokens"
+  )
+
+
+def _flatten(values: Any, prefix: str = "") -> dict[str, Any]:
+  if not isinstance(values, dict):
+    return {prefix[:-1]: values}
+  flat: dict[str, Any] = {}
+  for key, value in values.items():
+    flat |= _flatten(value, f"{prefix}{key}.")
+  return flat
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+  """Returns the contents of `path`, or {} where there is no readable file."""
+  with contextlib.suppress(OSError, json.JSONDecodeError):
+    return json.loads(path.read_text())
+  return {}
+
+
+def _write_json(path: Path, values: dict[str, Any]) -> None:
+  temporary = path.with_suffix(".tmp")
+  temporary.write_text(json.dumps(values, indent=2) + "\n")
+  temporary.replace(path)

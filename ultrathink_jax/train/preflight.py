@@ -1,0 +1,138 @@
+"""Whether a run fits the devices, worked out from shapes before anything is allocated or compiled."""
+
+import dataclasses
+import math
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from ultrathink_jax.config import Config, ModelConfig
+from ultrathink_jax.errors import ConfigError
+from ultrathink_jax.kernels.cross_entropy_chunked import chunk_length
+from ultrathink_jax.models.language_model import LanguageModel, init_params
+from ultrathink_jax.models.layer import groups
+from ultrathink_jax.parallel.devices import Devices
+from ultrathink_jax.parallel.mesh import BATCH_AXES
+from ultrathink_jax.types import Batch, Context, Recipe, TrainState
+
+_USABLE = 0.95  # share of a device's free memory that a run may plan to use
+
+
+@dataclasses.dataclass(frozen=True)
+class MemoryNeed:
+  """Bytes on one device at the peak of a train step."""
+
+  parameters: int
+  optimizer: int
+  gradients: int
+  activations: int
+
+  @property
+  def state(self) -> int:
+    return self.parameters + self.optimizer + self.gradients
+
+  @property
+  def total(self) -> int:
+    return self.state + self.activations
+
+
+def memory_need(config: Config, recipe: Recipe, state: TrainState, shardings: TrainState) -> MemoryNeed:
+  """Returns what a train step needs on each device, for the shapes `state` laid out by `shardings`.
+
+  Activations are the residuals that the traced backward pass keeps, what it recomputes inside the largest period, and
+  the logits of one chunk of the loss. Sharding over the tensor axis is not counted in their favour.
+  """
+  parameters = _bytes_on_device(state.params, shardings.params)
+  accumulation = config.train.accumulation_steps
+  mesh = shardings.step.mesh
+  rows = max(1, config.train.batch_size // accumulation // math.prod(mesh.shape[axis] for axis in BATCH_AXES))
+  return MemoryNeed(
+    parameters,
+    _bytes_on_device(state.opt_state, shardings.opt_state),
+    parameters * (2 if accumulation > 1 else 1),
+    _activation_bytes(config, recipe, state.params, rows),
+  )
+
+
+def require_fit(
+  config: Config, recipe: Recipe, state: TrainState, shardings: TrainState, devices: Devices
+) -> MemoryNeed:
+  """Returns the need of a run that fits.
+
+  Raises:
+    ConfigError: it does not; the line tells need, have, and the change that would make it fit.
+  """
+  need = memory_need(config, recipe, state, shardings)
+  have = int(devices.memory_bytes * _USABLE)
+  if need.total <= have:
+    return need
+  raise ConfigError(
+    f"a train step needs {_gib(need.total)} per device (parameters {_gib(need.parameters)}, optimizer "
+    f"{_gib(need.optimizer)}, gradients {_gib(need.gradients)}, activations {_gib(need.activations)}) and "
+    f"{devices.count} x {devices.kind} can give {_gib(have)}; {_what_fits(config, recipe, state, need, have)}"
+  )
+
+
+def _what_fits(config: Config, recipe: Recipe, state: TrainState, need: MemoryNeed, have: int) -> str:
+  if need.state < have:
+    for changes in ({}, {"remat": "full"}):
+      if changes and config.model.remat == "full":
+        continue
+      model = dataclasses.replace(config.model, **changes)
+      one_row = _activation_bytes(dataclasses.replace(config, model=model), recipe, state.params, 1)
+      gradients = 2 * need.parameters
+      rows = (have - need.parameters - need.optimizer - gradients) // one_row
+      fitting = [k for k in range(1, config.train.batch_size + 1) if config.train.batch_size % k == 0]
+      fitting = [k for k in fitting if config.train.batch_size // k <= rows]
+      if fitting:
+        flags = [f"--config.train.accumulation_steps={fitting[0]}"] + [
+          f"--config.model.{key}={value}" for key, value in changes.items()
+        ]
+        return f"{' '.join(flags)} would fit, at the same batch"
+  bytes_per_parameter = need.state / need.parameters * 4
+  largest = have / bytes_per_parameter
+  num_devices = math.ceil(need.total / have)
+  return (
+    f"this memory holds the train state of a model of about {_short(largest)} parameters, and this model takes at "
+    f"least {num_devices} such devices with mesh.fsdp={num_devices} or more"
+  )
+
+
+def _activation_bytes(config: Config, recipe: Recipe, params: Any, rows: int) -> int:
+  length = config.train.sequence_length
+  shape = jax.ShapeDtypeStruct((rows, length), jnp.int32)
+  batch = Batch(shape, shape, jax.ShapeDtypeStruct((rows, length), jnp.float32), Context(shape, shape))
+  key = jax.eval_shape(lambda: jax.random.key(0))
+  kept = _residual_bytes(lambda p, b, k: recipe.loss(p, None, b, k)[0], params, batch, key)
+  if config.model.remat == "full":
+    kept += max(_period_bytes(config.model, group.letters, batch) for group in groups(config.model))
+  return kept + 8 * rows * config.model.vocab_size * chunk_length(rows, length, config.model.vocab_size)
+
+
+def _period_bytes(model: ModelConfig, letters: str, batch: Batch) -> int:
+  """Returns what the backward pass through one period keeps."""
+  period = dataclasses.replace(model, layers=letters, remat="none")
+  params = jax.eval_shape(lambda: init_params(period, jax.random.key(0)))
+  forward = lambda p, b: LanguageModel(period).apply({"params": p}, b.tokens, b.context).hidden
+  return _residual_bytes(forward, params, batch)
+
+
+def _residual_bytes(function: Any, params: Any, *inputs: Any) -> int:
+  """Returns the bytes of the residuals that the backward pass of `function` keeps beside `params` itself."""
+  residuals = jax.eval_shape(lambda p, *rest: jax.vjp(lambda q: function(q, *rest), p)[1], params, *inputs)
+  kept = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(residuals))
+  return max(0, kept - sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(params)))
+
+
+def _bytes_on_device(tree: Any, shardings: Any) -> int:
+  bytes_of = lambda x, s: math.prod(s.shard_shape(x.shape)) * x.dtype.itemsize
+  return sum(jax.tree.leaves(jax.tree.map(bytes_of, tree, shardings)))
+
+
+def _gib(size: float) -> str:
+  return f"{size / 2**30:.1f} GiB"
+
+
+def _short(count: float) -> str:
+  return f"{count / 1e9:.1f}B" if count >= 1e9 else f"{count / 1e6:.0f}M"

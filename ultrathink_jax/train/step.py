@@ -1,0 +1,49 @@
+"""The train step: gradients summed over micro-batches, divided once, clipped, applied."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from ultrathink_jax.types import Batch, LossInfo, Recipe, TrainState
+
+
+def make_train_step(
+  recipe: Recipe, optimizer: optax.GradientTransformation, accumulation_steps: int, seed: int
+) -> Callable[[TrainState, Any, Batch], tuple[TrainState, dict[str, jax.Array]]]:
+  """Returns (state, frozen, batch) -> (next state, metrics): the sums of the recipe's loss, `weight`, `grad_norm`.
+
+  The gradient is that of (sum of losses) / (sum of weights) over the whole batch, however it is split.
+  """
+
+  def train_step(state: TrainState, frozen: Any, batch: Batch) -> tuple[TrainState, dict[str, jax.Array]]:
+    key = jax.random.fold_in(jax.random.key(seed), state.step)
+    grad_of_sum = jax.grad(recipe.loss, has_aux=True)
+    if accumulation_steps == 1:
+      gradients, info = grad_of_sum(state.params, frozen, batch, key)
+    else:
+      gradients, info = _accumulate(grad_of_sum, state.params, frozen, batch, key, accumulation_steps)
+    gradients = jax.tree.map(lambda g: g / jnp.maximum(info.weight, 1e-8), gradients)
+    updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
+    params = optax.apply_updates(state.params, updates)
+    metrics = info.metrics | {"weight": info.weight, "grad_norm": optax.global_norm(gradients)}
+    return TrainState(state.step + 1, params, opt_state), metrics
+
+  return train_step
+
+
+def _accumulate(grad_of_sum, params, frozen, batch: Batch, key: jax.Array, steps: int) -> tuple[Any, LossInfo]:
+  """Returns gradients and infos summed over micro-batches; rows are dealt out so that each device keeps its share."""
+  micro_batches = jax.tree.map(lambda x: jnp.moveaxis(x.reshape(x.shape[0] // steps, steps, *x.shape[1:]), 1, 0), batch)
+  add = lambda total, new: jax.tree.map(jnp.add, total, new)
+
+  def one(total, inputs):
+    index, micro_batch = inputs
+    return add(total, grad_of_sum(params, frozen, micro_batch, jax.random.fold_in(key, index))), None
+
+  first = jax.tree.map(lambda x: x[0], micro_batches)
+  shapes = jax.eval_shape(grad_of_sum, params, frozen, first, key)
+  zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
+  return jax.lax.scan(one, zeros, (jnp.arange(steps), micro_batches))[0]
