@@ -6,6 +6,7 @@ Letters: B batch, T query length, D embed, V vocab.
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+import numpy as np
 from flax import struct
 from jaxtyping import Array, Float, Int
 
@@ -19,17 +20,17 @@ class Context:
   Tokens see each other only where their segment ids are equal and not 0.
   """
 
-  positions: Int[Array, "B T"]
-  segment_ids: Int[Array, "B T"]
+  positions: Int[Array | np.ndarray, "B T"]
+  segment_ids: Int[Array | np.ndarray, "B T"]
 
 
 @struct.dataclass
 class Batch:
   """Packed rows of tokens; `targets` are the tokens that follow and `weights` what each of their losses counts."""
 
-  tokens: Int[Array, "B T"]
-  targets: Int[Array, "B T"]
-  weights: Float[Array, "B T"]
+  tokens: Int[Array | np.ndarray, "B T"]
+  targets: Int[Array | np.ndarray, "B T"]
+  weights: Float[Array | np.ndarray, "B T"]
   context: Context
 
 

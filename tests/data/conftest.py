@@ -1,3 +1,5 @@
+"""A folder of small text files and the data prepared from it."""
+
 import random
 
 import pytest

@@ -11,7 +11,8 @@ from ultrathink_jax.data import Loader, validation_batches
 
 
 def assert_equal(batch, other):
-  jax.tree.map(np.testing.assert_array_equal, batch, other)
+  for array, expected in zip(jax.tree.leaves(batch), jax.tree.leaves(other), strict=True):
+    np.testing.assert_array_equal(array, expected)
 
 
 @pytest.fixture(scope="module")
