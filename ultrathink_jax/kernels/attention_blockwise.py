@@ -1,15 +1,23 @@
-"""Attention over packed rows, one block of queries at a time, so that scores no query can see are never computed.
+"""Attention over packed rows, one block of queries at a time: scores that no query can see are never computed.
 
-Letters: B batch  T length  N query heads  K kv heads  H head dim.
+The backward pass recomputes each block's scores from the saved log normalisers, so memory is linear in T.
+
+Source: arXiv:2205.14135 (saved normalisers, recomputed scores).
+Letters: B batch  T length  t queries of a block  S keys of a block  N query heads  K kv heads  G = N/K  M = G t
+H head dim.
 """
 
-import jax
-from jaxtyping import Array, Float, Int
+from functools import partial
 
-from ultrathink_jax.kernels.attention import attention
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int
+
+from ultrathink_jax.kernels.attention import visible
 
 _BLOCK_TOKENS = 128
 _MAX_BLOCKS = 16
+_HIDDEN_SCORE = -1e30  # of a key that is not visible; finite, so that padding rows stay finite
 
 
 def attention_blockwise(
@@ -22,27 +30,83 @@ def attention_blockwise(
   key_segments: Int[Array, "B T"],
   window_tokens: int | None = None,
 ) -> Float[Array, "B T N H"]:
-  """Returns what `attention` does for rows in document order, where no query sees a key of a higher index.
+  """Returns what `attention` does for rows in document order, where no query sees a key of a higher index."""
+  B, T, N, H = query.shape
+  K = key.shape[2]
+  heads_first = query.reshape(B, T, K, N // K, H).transpose(0, 2, 3, 1, 4) * jnp.asarray(H**-0.5, query.dtype)
+  where = (query_positions, key_positions, query_segments, key_segments)
+  out = _attend(heads_first, key.transpose(0, 2, 1, 3), value.transpose(0, 2, 1, 3), where, window_tokens)
+  return out.transpose(0, 3, 1, 2, 4).reshape(B, T, N, H)
 
-  Scores are recomputed in the backward pass: memory is one block of them, not T x T.
-  """
-  T = query.shape[1]
+
+def _blocks(T: int, window_tokens: int | None) -> list[tuple[slice, slice]]:
+  """Returns the queries of each block and the keys that any of them can see."""
   block = max(_BLOCK_TOKENS, -(-T // _MAX_BLOCKS))
-  one_block = jax.checkpoint(attention, static_argnums=(7,))
-  outs = []
-  for start in range(0, T, block):
-    queries = slice(start, min(start + block, T))
-    keys = slice(0 if window_tokens is None else max(0, start - window_tokens + 1), queries.stop)
-    outs.append(
-      one_block(
-        query[:, queries],
-        key[:, keys],
-        value[:, keys],
-        query_positions[:, queries],
-        key_positions[:, keys],
-        query_segments[:, queries],
-        key_segments[:, keys],
-        window_tokens,
-      )
-    )
-  return jax.numpy.concatenate(outs, axis=1)
+  first_key = lambda start: 0 if window_tokens is None else max(0, start - window_tokens + 1)
+  return [(slice(s, min(s + block, T)), slice(first_key(s), min(s + block, T))) for s in range(0, T, block)]
+
+
+def _mask(where, queries: slice, keys: slice, window_tokens: int | None) -> Bool[Array, "B 1 1 t S"]:
+  query_positions, key_positions, query_segments, key_segments = where
+  positions, segments = (query_positions[:, queries], key_positions[:, keys]), (query_segments[:, queries], key_segments[:, keys])
+  return visible(*positions, *segments, window_tokens)[:, None, None]
+
+
+def _scores(query: Float[Array, "B K G t H"], key: Float[Array, "B K S H"], mask) -> Float[Array, "B K G t S"]:
+  return jnp.where(mask, _by_head("bkmh,bksh->bkms", query, key), _HIDDEN_SCORE)
+
+
+def _by_head(spec: str, rows: Float[Array, "B K G t _"], other: Array) -> Float[Array, "B K G t _"]:
+  """Returns one plain matrix product per kv head: the G query heads of a group share their keys."""
+  B, K, G, t, _ = rows.shape
+  out = jnp.einsum(spec, rows.reshape(B, K, G * t, -1), other, preferred_element_type=jnp.float32)
+  return out.reshape(B, K, G, t, -1)
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(4,))
+def _attend(query, key, value, where, window_tokens: int | None) -> Float[Array, "B K G T H"]:
+  return _attend_forward(query, key, value, where, window_tokens)[0]
+
+
+def _attend_forward(query, key, value, where, window_tokens: int | None):
+  outs, log_normalizers = [], []
+  for queries, keys in _blocks(query.shape[3], window_tokens):
+    mask = _mask(where, queries, keys, window_tokens)
+    scores = _scores(query[:, :, :, queries], key[:, :, keys], mask)
+    highest = jnp.max(scores, axis=-1, keepdims=True)
+    weights = jnp.exp(scores - highest)
+    normalizer = jnp.sum(weights, axis=-1, keepdims=True)
+    mixed = _by_head("bkms,bksh->bkmh", weights.astype(value.dtype), value[:, :, keys])
+    is_token = where[2][:, None, None, queries, None] != 0
+    outs.append(jnp.where(is_token, mixed / normalizer, 0).astype(query.dtype))
+    log_normalizers.append(highest + jnp.log(normalizer))
+  out, log_normalizer = jnp.concatenate(outs, axis=3), jnp.concatenate(log_normalizers, axis=3)
+  return out, (query, key, value, where, out, log_normalizer)
+
+
+def _attend_backward(window_tokens: int | None, residuals, out_gradient):
+  query, key, value, where, out, log_normalizer = residuals
+  dtype = query.dtype
+  query_gradients = []
+  key_gradient, value_gradient = (jnp.zeros(array.shape, jnp.float32) for array in (key, value))
+  for queries, keys in _blocks(query.shape[3], window_tokens):
+    q, o, d, z = (array[:, :, :, queries] for array in (query, out, out_gradient, log_normalizer))
+    k, v = key[:, :, keys], value[:, :, keys]
+    mask = _mask(where, queries, keys, window_tokens)
+    weights = jnp.where(mask, jnp.exp(_by_head("bkmh,bksh->bkms", q, k) - z), 0)
+    mean_gradient = jnp.sum(d.astype(jnp.float32) * o.astype(jnp.float32), axis=-1, keepdims=True)
+    scores_gradient = (weights * (_by_head("bkmh,bksh->bkms", d, v) - mean_gradient)).astype(dtype)
+    query_gradients.append(_by_head("bkms,bksh->bkmh", scores_gradient, k).astype(dtype))
+    key_gradient = key_gradient.at[:, :, keys].add(_over_queries(scores_gradient, q))
+    value_gradient = value_gradient.at[:, :, keys].add(_over_queries(weights.astype(dtype), d))
+  query_gradient = jnp.concatenate(query_gradients, axis=3)
+  return query_gradient, key_gradient.astype(dtype), value_gradient.astype(dtype), None
+
+
+def _over_queries(weights: Float[Array, "B K G t S"], rows: Float[Array, "B K G t H"]) -> Float[Array, "B K S H"]:
+  B, K, G, t, S = weights.shape
+  weights, rows = weights.reshape(B, K, G * t, S), rows.reshape(B, K, G * t, -1)
+  return jnp.einsum("bkms,bkmh->bksh", weights, rows, preferred_element_type=jnp.float32)
+
+
+_attend.defvjp(_attend_forward, _attend_backward)

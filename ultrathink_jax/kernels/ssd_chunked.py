@@ -36,35 +36,61 @@ def ssd_chunked(
     x, dt, b, c, starts = (jnp.pad(v, ((0, 0), (0, padding)) + ((0, 0),) * (v.ndim - 2)) for v in (x, dt, b, c, starts))
   C = x.shape[1] // Q
 
-  dt = dt.astype(dtype).reshape(B, C, Q, K, G)
-  decay_log = jnp.cumsum(dt * a.astype(dtype).reshape(K, G), axis=2)  # sum of dt a from the chunk's start through i
-  document = jnp.cumsum(starts.reshape(B, C, Q), axis=2)  # documents begun in this chunk: equal means same document
-  x_dt = (x.reshape(B, C, Q, K, G, P) * dt[..., None]).astype(x.dtype)
-  b, c = b.reshape(B, C, Q, K, Z), c.reshape(B, C, Q, K, Z)
+  by_head = lambda array: array.reshape(B, C, Q, K, G, -1).transpose(0, 1, 3, 4, 2, 5)  # [B, C, K, G, Q, _]
+  by_group = lambda array: array.reshape(B, C, Q, K, Z).transpose(0, 1, 3, 2, 4)  # [B, C, K, Q, Z]
+  dt = by_head(dt.astype(dtype))
+  decay_log = jnp.cumsum(dt * a.astype(dtype).reshape(K, G, 1, 1), axis=4)  # sum of dt a from the chunk's start to i
+  x_dt = (by_head(x) * dt).astype(x.dtype)
+  b, c = by_group(b), by_group(c)
+  document = jnp.cumsum(starts.reshape(B, C, 1, 1, Q), axis=4)  # documents begun in this chunk
 
-  # Inside a chunk: y_i = sum_{j <= i} (c_i b_j) exp(decay_i - decay_j) dt_j x_j.
-  mask = (document[:, :, :, None] == document[:, :, None, :]) & jnp.tri(Q, dtype=bool)
-  by_head = decay_log.transpose(0, 1, 3, 4, 2)  # [B, C, K, G, Q]
-  exponent = jnp.where(mask[:, :, None, None], by_head[..., :, None] - by_head[..., None, :], -jnp.inf)
-  scores = jnp.einsum("bcikz,bcjkz->bckij", c, b, preferred_element_type=dtype)
-  weights = (scores[:, :, :, None] * jnp.exp(exponent)).astype(x.dtype)
-  y = jnp.einsum("bckgij,bcjkgp->bcikgp", weights, x_dt, preferred_element_type=dtype)
+  y = _inside_chunks(x_dt, decay_log, b, c, document)
 
-  # What a chunk adds to the state at its end, and what it leaves of the state before it.
-  reaches_end = document == document[:, :, -1:]
-  to_end = jnp.where(reaches_end[..., None, None], jnp.exp(decay_log[:, :, -1:] - decay_log), 0)
-  added = jnp.einsum("bcjkz,bcjkgp->bckgpz", b, (x_dt * to_end[..., None]).astype(x.dtype), preferred_element_type=dtype)
-  kept = jnp.where(document[:, :, -1, None, None] == 0, jnp.exp(decay_log[:, :, -1]), 0)  # [B, C, K, G]
+  # What a chunk adds to the state at its end, and what it leaves of the state before it. Heads of a group side by side.
+  last = decay_log[..., -1:, :]
+  reaches_end = (document == document[..., -1:])[..., None]
+  weighted = x_dt * jnp.where(reaches_end, jnp.exp(last - decay_log), 0).astype(x.dtype)
+  added = jnp.einsum("bckqz,bckqm->bckzm", b, _merge_heads(weighted), preferred_element_type=dtype)
+  kept = jnp.where(document[..., -1] == 0, jnp.exp(last[..., 0, 0]), 0)  # [B, C, K, G]
+  kept = jnp.repeat(kept, P, axis=-1)[:, :, :, None]
 
-  def carry_over(h, chunk):
+  def carry_over(h: Array, chunk: tuple[Array, Array]) -> tuple[Array, Array]:
     added, kept = chunk
-    return h * kept[..., None, None] + added, h
+    return h * kept + added, h
 
-  h = jnp.zeros((B, K, G, P, Z), dtype) if state is None else state.astype(dtype).reshape(B, K, G, P, Z)
-  last, before = jax.lax.scan(carry_over, h, (jnp.moveaxis(added, 1, 0), jnp.moveaxis(kept, 1, 0)))
-  from_start = jnp.where((document == 0)[..., None, None], jnp.exp(decay_log), 0)
-  y += from_start[..., None] * jnp.einsum(
-    "bcikz,cbkgpz->bcikgp", c, before.astype(x.dtype), preferred_element_type=dtype
-  )
-  y = y.reshape(B, C * Q, N, P)[:, :T].astype(x.dtype)
-  return y, last.reshape(B, N, P, Z)
+  h = jnp.zeros((B, K, Z, G * P), dtype)
+  if state is not None:
+    h = state.astype(dtype).reshape(B, K, G * P, Z).swapaxes(2, 3)
+  h, before = jax.lax.scan(carry_over, h, (jnp.moveaxis(added, 1, 0), jnp.moveaxis(kept, 1, 0)))
+  before = jnp.moveaxis(before, 0, 1).astype(x.dtype)
+  carried = jnp.einsum("bckqz,bckzm->bckqm", c, before, preferred_element_type=dtype)
+  carried = carried.reshape(B, C, K, Q, G, P).swapaxes(3, 4)
+  y += jnp.where((document == 0)[..., None], jnp.exp(decay_log), 0) * carried
+  y = y.transpose(0, 1, 4, 2, 3, 5).reshape(B, C * Q, N, P)[:, :T].astype(x.dtype)
+  return y, h.swapaxes(2, 3).reshape(B, N, P, Z)
+
+
+@jax.checkpoint
+def _inside_chunks(
+  x_dt: Float[Array, "B C K G Q P"],
+  decay_log: Float[Array, "B C K G Q 1"],
+  b: Float[Array, "B C K Q Z"],
+  c: Float[Array, "B C K Q Z"],
+  document: Int[Array, "B C 1 1 Q"],
+) -> Float[Array, "B C K G Q P"]:
+  """Returns y_i = sum_{j <= i} (c_i b_j) exp(decay_i - decay_j) dt_j x_j over the chunk and document of i.
+
+  Recomputed in the backward pass: its Q x Q matrices outweigh everything else a layer keeps.
+  """
+  dtype, Q = decay_log.dtype, x_dt.shape[4]
+  is_seen = (document[..., :, None] == document[..., None, :]) & jnp.tri(Q, dtype=bool)
+  decay = jnp.exp(jnp.where(is_seen, decay_log - decay_log.swapaxes(4, 5), -jnp.inf))
+  scores = jnp.einsum("bckiz,bckjz->bckij", c, b, preferred_element_type=dtype)
+  weights = (scores[:, :, :, None] * decay).astype(x_dt.dtype)
+  return jnp.einsum("bckgij,bckgjp->bckgip", weights, x_dt, preferred_element_type=dtype)
+
+
+def _merge_heads(array: Float[Array, "B C K G Q P"]) -> Float[Array, "B C K Q M"]:
+  """Returns the heads of a group side by side: M = G P."""
+  B, C, K, G, Q, P = array.shape
+  return array.swapaxes(3, 4).reshape(B, C, K, Q, G * P)

@@ -10,6 +10,8 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jaxtyping import Array, Float
 
+from ultrathink_jax.kernels.matmul import matmul
+
 
 def fan_in_init(fan_in: int, scale: float = 1.0) -> nn.initializers.Initializer:
   """Returns a normal of standard deviation scale / sqrt(fan_in), cut at two deviations."""
@@ -35,7 +37,9 @@ class Projection(nn.Module):
     in_dims = x.shape[x.ndim - num_in :]
     init = nn.with_logical_partitioning(fan_in_init(math.prod(in_dims), self.scale), self.axes)
     kernel = self.param("kernel", init, (*in_dims, *self.out_dims), jnp.float32)
-    return jnp.tensordot(x, kernel.astype(x.dtype), axes=num_in)
+    outer = x.shape[: x.ndim - num_in]
+    y = matmul(x.reshape(-1, math.prod(in_dims)), kernel.astype(x.dtype).reshape(math.prod(in_dims), -1))
+    return y.reshape(*outer, *self.out_dims)
 
 
 class ExpertBank(nn.Module):
