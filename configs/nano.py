@@ -1,7 +1,9 @@
-"""The quick start: a hybrid of Mamba-2, attention, feed-forward and expert layers on the standard library's source.
+"""The quick start: a hybrid of Mamba-2, feed-forward, attention and expert layers on the standard library's source.
 
 Goal:     learn visibly in minutes on two CPU cores, with every kind of layer at work.
 Command:  python -m ultrathink_jax.main --config=configs/nano.py --workdir=runs/nano
+Size:     2.9M parameters, 2.2M active
+Hardware: two CPU cores, four minutes
 """
 
 from ml_collections import ConfigDict
@@ -12,8 +14,8 @@ from configs import base
 def get_config() -> ConfigDict:
   config = base.get_config()
   config.model.update(
-    layers="MFAE MFAE",
-    vocab_size=2048,
+    layers="MFAE",
+    vocab_size=4096,
     embed_dim=192,
     dtype="float32",
     remat="none",
@@ -25,6 +27,6 @@ def get_config() -> ConfigDict:
     mamba_state_dim=32,
     mamba_chunk_tokens=64,
   )
-  config.optimizer.update(learning_rate=3e-3, warmup_steps=30)
-  config.train.update(steps=300, batch_size=16, sequence_length=512)
+  config.optimizer.update(learning_rate=3e-3, warmup_steps=20)
+  config.train.update(steps=1000, batch_size=4, sequence_length=512)
   return config

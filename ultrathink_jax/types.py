@@ -7,14 +7,12 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import numpy as np
-from flax import struct
 from jaxtyping import Array, Float, Int
 
 Parameters = Any  # a nested dict of arrays, keyed by layer name
 
 
-@struct.dataclass
-class Context:
+class Context(NamedTuple):
   """Where each token stands: `positions` count from 0 inside a document, `segment_ids` are 0 for padding.
 
   Tokens see each other only where their segment ids are equal and not 0.
@@ -24,8 +22,7 @@ class Context:
   segment_ids: Int[Array | np.ndarray, "B T"]
 
 
-@struct.dataclass
-class Batch:
+class Batch(NamedTuple):
   """Packed rows of tokens; `targets` are the tokens that follow and `weights` what each of their losses counts."""
 
   tokens: Int[Array | np.ndarray, "B T"]
@@ -34,8 +31,7 @@ class Batch:
   context: Context
 
 
-@struct.dataclass
-class Output:
+class Output(NamedTuple):
   """What a language model returns.
 
   Attributes:
@@ -53,16 +49,14 @@ class Output:
   taps: dict[str, Array]
 
 
-@struct.dataclass
-class LossInfo:
+class LossInfo(NamedTuple):
   """What comes with a summed loss: `weight` divides it once per step, `metrics` are sums that add over micro-batches."""
 
   weight: Float[Array, ""]
   metrics: dict[str, Array]
 
 
-@struct.dataclass
-class TrainState:
+class TrainState(NamedTuple):
   """All that a step changes and a checkpoint holds."""
 
   step: Int[Array, ""]

@@ -5,12 +5,11 @@ Letters: B batch  T padded prompt length  V vocab.
 
 from collections.abc import Sequence
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax import struct
 from jaxtyping import Array, Bool, Float, Int, Key
 
 from ultrathink_jax.config import GenerateConfig, ModelConfig
@@ -23,8 +22,7 @@ _TOKENS_PER_CALL = 16  # decoded between two looks at the stop conditions
 _LENGTH_STEP = 64  # prompts and caches are rounded up to multiples of this, so that few shapes are compiled
 
 
-@struct.dataclass
-class _State:
+class _State(NamedTuple):
   """What decoding carries from token to token."""
 
   cache: Any
@@ -65,7 +63,7 @@ def generate(
         texts[row], is_done[row] = _finish(tokenizer, produced[row][: config.max_new_tokens], config.stop)
     if is_done.all():
       break
-    state = state.replace(is_done=jnp.asarray(is_done))
+    state = state._replace(is_done=jnp.asarray(is_done))
   return texts
 
 

@@ -125,8 +125,8 @@ def _kernel_of_block_forward(kernel, expert_of_block):
 
 def _kernel_of_block_backward(residuals, gradient):
   expert_of_block, experts_like = residuals
-  one_hot = jax.nn.one_hot(expert_of_block, experts_like.shape[0], dtype=gradient.dtype)
-  summed = jnp.einsum("me,mdf->edf", one_hot, gradient, preferred_element_type=jnp.float32)
+  one_hot = jax.nn.one_hot(expert_of_block, experts_like.shape[0])
+  summed = jnp.einsum("me,mdf->edf", one_hot, gradient.astype(jnp.float32))
   return summed.astype(gradient.dtype), None
 
 

@@ -5,10 +5,10 @@ Letters: B batch  T query length  S key length  D embed  N query heads  K kv hea
 """
 
 import dataclasses
+from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 from flax import linen as nn
-from flax import struct
 from jaxtyping import Array, Float, Int
 
 from ultrathink_jax.kernels.attention import attention
@@ -31,8 +31,7 @@ class AttentionConfig:
   window_tokens: int | None = None
 
 
-@struct.dataclass
-class KVCache:
+class KVCache(NamedTuple):
   """Keys and values already seen; slot S holds the token at `positions` or is empty (-1).
 
   Token p lives in slot p modulo S, so a window's cache of S slots forgets its oldest token by itself.
@@ -43,7 +42,7 @@ class KVCache:
   positions: Int[Array, "B S"]
 
 
-def init_cache(config: AttentionConfig, batch_size: int, length: int, dtype: jnp.dtype) -> KVCache:
+def init_cache(config: AttentionConfig, batch_size: int, length: int, dtype: Any) -> KVCache:
   """Returns an empty cache for documents of up to `length` tokens."""
   slots = length if config.window_tokens is None else min(length, config.window_tokens)
   shape = (batch_size, slots, config.num_kv_heads, config.head_dim)

@@ -6,11 +6,11 @@ Letters: B batch  T length  D embed  N heads  K groups  P head dim  Z state size
 
 import dataclasses
 import math
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
-from flax import struct
 from jaxtyping import Array, Float, Int
 
 from ultrathink_jax.kernels.conv1d import conv1d
@@ -45,29 +45,28 @@ class MambaConfig:
     return self.num_groups * self.state_dim
 
 
-@struct.dataclass
-class MambaCache:
+class MambaCache(NamedTuple):
   """The last W - 1 inputs of each convolution, oldest first, and the state of the recurrence (float32)."""
 
   conv: dict[str, Float[Array, "B W-1 _"]]
   state: Float[Array, "B N P Z"]
 
 
-def init_cache(config: MambaConfig, batch_size: int, dtype: jnp.dtype) -> MambaCache:
+def init_cache(config: MambaConfig, batch_size: int, dtype: Any) -> MambaCache:
   """Returns the cache of documents not yet begun; its size does not depend on their length."""
   width = config.conv_width - 1
   conv = {name: jnp.zeros((batch_size, width, dim), dtype) for name, dim in config.conv_dims.items()}
   return MambaCache(conv, jnp.zeros((batch_size, config.num_heads, config.head_dim, config.state_dim), jnp.float32))
 
 
-def init_dt_bias(key: Array, shape: tuple[int, ...], dtype: jnp.dtype) -> Array:
+def init_dt_bias(key: Array, shape: tuple[int, ...], dtype: Any) -> Array:
   """Returns biases b such that softplus(b) is log-uniform in [0.001, 0.1]."""
   low, high = map(math.log, _DT_RANGE)
   dt = jnp.maximum(jnp.exp(jax.random.uniform(key, shape, dtype, low, high)), _DT_FLOOR)
   return dt + jnp.log(-jnp.expm1(-dt))
 
 
-def init_a_log(key: Array, shape: tuple[int, ...], dtype: jnp.dtype) -> Array:
+def init_a_log(key: Array, shape: tuple[int, ...], dtype: Any) -> Array:
   """Returns log(-A) for decay rates -A uniform in [1, 16]."""
   return jnp.log(jax.random.uniform(key, shape, dtype, *_A_RANGE))
 

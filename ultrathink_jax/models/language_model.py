@@ -32,7 +32,8 @@ class LanguageModel(nn.Module):
   @nn.compact
   def __call__(self, tokens: Int[Array, "B T"], context: Context, cache: Any = None) -> Output:
     config = self.config
-    table = Embedding(config.vocab_size, config.embed_dim, name="embedding")()
+    scale = 0.02 if config.tie_embeddings else 1.0
+    table = Embedding(config.vocab_size, config.embed_dim, scale, name="embedding")()
     x = jnp.take(constrain(table, (None, None)), tokens, axis=0).astype(config.dtype)
     x = constrain(x, ("batch", "length", None))
     if config.tie_embeddings:

@@ -80,10 +80,10 @@ class Mixer(NamedTuple):
 
   name: str
   module: Callable[[ModelConfig], nn.Module]
-  init_cache: Callable[[ModelConfig, int, int, jnp.dtype], Any]
+  init_cache: Callable[[ModelConfig, int, int, Any], Any]
 
 
-def _no_cache(model: ModelConfig, batch_size: int, length: int, dtype: jnp.dtype) -> None:
+def _no_cache(model: ModelConfig, batch_size: int, length: int, dtype: Any) -> None:
   return None
 
 

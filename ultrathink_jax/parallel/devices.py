@@ -41,10 +41,11 @@ def peak_memory_bytes() -> int:
 def compiler_options() -> dict[str, bool | str]:
   """Returns XLA options that make a train step faster on this backend.
 
-  On CPU: XLA's YNNPACK fusions take up to ten times as long as its own loops to reduce over leading dims.
+  On CPU: XLA's own matrix products and loops instead of YNNPACK fusions, which lose a factor of two on products and of
+  ten on sums over leading dims; maxima that need not carry NaN (sums still do).
   """
   if jax.default_backend() == "cpu":
-    return {"xla_cpu_experimental_ynn_fusion_type": ""}
+    return {"xla_cpu_experimental_ynn_fusion_type": "", "xla_cpu_enable_fast_min_max": True}
   return {}
 
 
