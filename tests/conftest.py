@@ -2,7 +2,10 @@
 
 import os
 
-os.environ.setdefault("XLA_FLAGS", "--xla_force_host_platform_device_count=8")
+# Eight virtual devices for meshes; unoptimised machine code, because tests spend their time compiling.
+os.environ.setdefault(
+  "XLA_FLAGS", "--xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0"
+)
 
 import jaxtyping
 
@@ -10,13 +13,10 @@ jaxtyping.install_import_hook("ultrathink_jax", "beartype.beartype")
 
 import dataclasses
 
-import jax
 import jax.numpy as jnp
-import pytest
 from configs import base
 
 from ultrathink_jax.config import Config, ModelConfig, from_mapping
-from ultrathink_jax.models.language_model import init_params
 from ultrathink_jax.types import Context
 
 
@@ -58,8 +58,3 @@ def packed_context(*documents: int, batch: int = 1) -> Context:
   positions = jnp.concatenate([jnp.arange(abs(n), dtype=jnp.int32) for n in documents])
   segments = jnp.concatenate([jnp.full(abs(n), i + 1 if n > 0 else 0, jnp.int32) for i, n in enumerate(documents)])
   return Context(jnp.tile(positions, (batch, 1)), jnp.tile(segments, (batch, 1)))
-
-
-@pytest.fixture(scope="session")
-def tiny_params():
-  return init_params(tiny_model(), jax.random.key(0))

@@ -5,6 +5,7 @@
 Heavy imports wait until the command line is known to be right.
 """
 
+import os
 import sys
 import traceback
 from pathlib import Path
@@ -103,5 +104,18 @@ def _prompts() -> list[str]:
   return prompts
 
 
-if __name__ == "__main__":
+def console() -> None:
+  """Runs `main` as a program of its own, restarted once with large memory pages where the system offers them.
+
+  XLA takes its buffers from malloc, anew at every step; with pages of 2 MiB a step on CPU takes a fifth less time. The
+  C library reads this setting before Python starts.
+  """
+  offer = Path("/sys/kernel/mm/transparent_hugepage/enabled")
+  if "GLIBC_TUNABLES" not in os.environ and offer.exists() and "[madvise]" in offer.read_text():
+    os.environ["GLIBC_TUNABLES"] = "glibc.malloc.hugetlb=1"
+    os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
   main()
+
+
+if __name__ == "__main__":
+  console()

@@ -23,7 +23,8 @@ def test_the_plain_form_is_the_negative_log_likelihood():
 @pytest.mark.parametrize("budget", [1, 2 * 17 * 3, 2 * 17 * 5, 10**9])
 def test_chunks_equal_the_plain_form_forward_and_gradient(budget, monkeypatch):
   monkeypatch.setattr(chunked, "_MAX_CHUNK_LOGITS", budget)
-  outputs = lambda function: jax.value_and_grad(lambda h, k: 3 * function(h, k, TARGETS, WEIGHTS), argnums=(0, 1))(HIDDEN, KERNEL)
+  scaled = lambda function: lambda hidden, kernel: 3 * function(hidden, kernel, TARGETS, WEIGHTS)
+  outputs = lambda function: jax.jit(jax.value_and_grad(scaled(function), argnums=(0, 1)))(HIDDEN, KERNEL)
   ours, plain = outputs(chunked.cross_entropy_chunked), outputs(cross_entropy)
   for a, b in zip(jax.tree.leaves(ours), jax.tree.leaves(plain), strict=True):
     np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5)

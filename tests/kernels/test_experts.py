@@ -47,7 +47,7 @@ def test_sorted_rows_equal_the_plain_form_forward_and_gradient(capacity, dtype):
       y, is_computed = function(x, choices, gates, *kernels, capacity)
       return jnp.sum(jnp.sin(y.astype(jnp.float32))), is_computed
 
-    return jax.value_and_grad(loss, argnums=(0, 1, 2), has_aux=True)(x, gates, kernels)
+    return jax.jit(jax.value_and_grad(loss, argnums=(0, 1, 2), has_aux=True))(x, gates, kernels)
 
   ((_, kept), gradients), ((_, kept_plain), gradients_plain) = outputs(experts_sorted), outputs(experts)
   np.testing.assert_array_equal(kept, kept_plain)

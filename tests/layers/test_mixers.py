@@ -16,9 +16,9 @@ def layer(letter, context, **changes):
   """Returns (x -> output) of one layer with weights large enough that every path matters, and an input."""
   module = Layer(letter, tiny_model(**changes))
   x = jax.random.normal(jax.random.key(1), (*context.positions.shape, 32))
-  variables = module.init(jax.random.key(0), x, context, None)
+  variables = jax.jit(module.init)(jax.random.key(0), x, context, None)
   variables = jax.tree.map(lambda leaf: 3 * leaf if leaf.ndim > 1 else leaf, variables)
-  return lambda x: module.apply(variables, x, context, None)[0], x
+  return jax.jit(lambda x: module.apply(variables, x, context, None)[0]), x
 
 
 @pytest.mark.parametrize("letter", LETTERS)
@@ -35,7 +35,7 @@ def test_a_change_in_one_document_leaves_the_others_bitwise_as_they_were(letter)
   context = packed_context(7, 10, 4, -3)
   forward, x = layer(letter, context)
   changed = x.at[:, 7:17].set(5 * jax.random.normal(jax.random.key(2), (1, 10, 32)))
-  before, after = jax.jit(forward)(x), jax.jit(forward)(changed)
+  before, after = forward(x), forward(changed)
   others = np.asarray(context.segment_ids[0]) != 2
   np.testing.assert_array_equal(before[:, others], after[:, others])
   assert float(jnp.abs(before - after).max()) > 0.1
@@ -51,7 +51,7 @@ def test_packed_documents_equal_separate_ones(letter):
 
 
 @pytest.mark.parametrize("letter", LETTERS)
-@pytest.mark.parametrize("batch", [1, 2, 7])
+@pytest.mark.parametrize("batch", [2, 7])
 def test_rows_of_a_batch_do_not_depend_on_each_other(letter, batch):
   forward, x = layer(letter, packed_context(9, batch=batch))
   alone, _ = layer(letter, packed_context(9))
@@ -62,7 +62,7 @@ def test_rows_of_a_batch_do_not_depend_on_each_other(letter, batch):
 
 def test_a_window_layer_sees_its_window_and_no_more():
   forward, x = layer("L", packed_context(T), window_tokens=5)
-  jacobian = jax.jacrev(lambda x: forward(x).sum(axis=(0, 2)))(x)
+  jacobian = jax.jit(jax.jacrev(lambda x: forward(x).sum(axis=(0, 2))))(x)
   influence = np.abs(jacobian[:, 0]).max(axis=-1) > 0
   distance = np.arange(T)[:, None] - np.arange(T)
   np.testing.assert_array_equal(influence, (distance >= 0) & (distance < 5))

@@ -11,7 +11,7 @@ from ultrathink_jax.models.layer import MIXERS
 def moe(context, **changes):
   module = MIXERS["E"].module(tiny_model(**changes))
   x = jax.random.normal(jax.random.key(1), (*context.positions.shape, 32))
-  return module, x, module.init(jax.random.key(0), x, context, None)["params"]
+  return module, x, jax.jit(module.init)(jax.random.key(0), x, context, None)["params"]
 
 
 def plain(tree):

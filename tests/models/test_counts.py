@@ -31,7 +31,7 @@ def test_every_config_builds_and_has_the_size_of_its_name(name):
 
 def test_counts_equal_the_parameters_there_are():
   model = tiny_model(layers="(MAFE)x2 L")
-  params = init_params(model, jax.random.key(0))
+  params = jax.jit(lambda: init_params(model, jax.random.key(0)))()
   assert count_model(model).total == sum(leaf.size for leaf in jax.tree.leaves(params))
 
 

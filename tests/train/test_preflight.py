@@ -1,0 +1,54 @@
+import jax
+import pytest
+
+from tests.conftest import tiny_config, tiny_model
+from ultrathink_jax.errors import ConfigError
+from ultrathink_jax.parallel.devices import Devices
+from ultrathink_jax.recipes.pretrain import make_pretrain
+from ultrathink_jax.train import loop
+from ultrathink_jax.train.step import make_train_step
+from ultrathink_jax.types import Batch, Context
+
+SHAPE = {"train": {"batch_size": 8, "sequence_length": 64}}
+
+
+def plan(memory_bytes, model=None, **sections):
+  config = tiny_config(**(SHAPE | sections))
+  recipe = make_pretrain(config)
+  return config, recipe, loop.make_plan(config, recipe, Devices("cpu", "test device", 8, memory_bytes))
+
+
+@pytest.mark.parametrize("remat", ["none", "full"])
+def test_the_estimate_is_what_the_compiler_allocates(remat):
+  model = {"remat": remat, "layers": "(MAFE)x2", "embed_dim": 64, "mlp_dim": 256}
+  mesh = {"data": 1, "fsdp": 8}
+  config, recipe, planned = plan(2**40, model=model, mesh=mesh)
+  rows = jax.ShapeDtypeStruct((1, 64), "int32")
+  batch = Batch(rows, rows, jax.ShapeDtypeStruct((1, 64), "float32"), Context(rows, rows))
+  step = make_train_step(recipe, planned.optimizer, 1, 0)
+  memory = jax.jit(step, donate_argnums=0).lower(planned.shapes, None, batch).compile().memory_analysis()
+  state = 3 * sum(leaf.size * 4 for leaf in jax.tree.leaves(planned.shapes.params))
+  gradients = state // 3
+  compiled = memory.temp_size_in_bytes - gradients
+  assert 0.5 * compiled < planned.need.activations < 2 * compiled
+
+
+def test_a_run_that_does_not_fit_is_told_what_would():
+  _, _, planned = plan(2**40)
+  need = planned.need
+  with pytest.raises(ConfigError, match=r"needs .* GiB per device .* can give .*; --config.train.accumulation_steps="):
+    plan(int(2.2 * need.parameters + need.optimizer + need.activations))
+  with pytest.raises(ConfigError, match="this memory holds the train state of a model of about"):
+    plan(need.parameters)
+
+
+def test_sharding_over_devices_divides_the_train_state():
+  alone = plan(2**40, mesh={"data": 8})[2].need
+  shared = plan(2**40, mesh={"data": 1, "fsdp": 8})[2].need
+  assert shared.optimizer < 0.3 * alone.optimizer
+
+
+def test_a_model_can_be_planned_without_memory_for_it():
+  model = tiny_model(layers="(MAFE)x100", embed_dim=4096, mlp_dim=16384, mamba_head_dim=64)
+  with pytest.raises(ConfigError, match="about .* parameters, and this model takes at least"):
+    plan(2**30, model=vars(model) | {"remat": "full"})
