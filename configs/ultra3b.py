@@ -3,7 +3,7 @@
 Goal:     the published hyper-parameters; pattern and expert width are chosen so that the size is true to the name.
 Command:  python -m ultrathink_jax.main --config=configs/ultra3b.py --workdir=runs/ultra3b
 Size:     3.04B parameters, 1.28B active
-Hardware: one GPU of 141 GB, or 8 of 80 GB with mesh.fsdp=8
+Hardware: 8 GPUs of 80 GB with mesh.fsdp=8; one of 141 GB with train.accumulation_steps=64
 """
 
 from ml_collections import ConfigDict
@@ -30,7 +30,7 @@ def get_config() -> ConfigDict:
     mamba_chunk_tokens=128,
   )
   config.optimizer.update(learning_rate=2e-4, warmup_steps=2_000)
-  config.train.update(steps=100_000, batch_size=64, sequence_length=8192)
+  config.train.update(steps=100_000, batch_size=64, sequence_length=8192, accumulation_steps=8)
   config.evaluate.every_steps = 1000
   config.checkpoint.every_steps = 1000
   return config

@@ -31,7 +31,7 @@ def get_config() -> ConfigDict:
     tie_embeddings=True,
   )
   config.optimizer.update(learning_rate=3e-4, warmup_steps=2_000)
-  config.train.update(steps=100_000, batch_size=64, sequence_length=4096)
+  config.train.update(steps=100_000, batch_size=64, sequence_length=4096, accumulation_steps=8)
   config.evaluate.every_steps = 1000
   config.checkpoint.every_steps = 1000
   return config

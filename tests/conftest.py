@@ -3,9 +3,7 @@
 import os
 
 # Eight virtual devices for meshes; unoptimised machine code, because tests spend their time compiling.
-os.environ.setdefault(
-  "XLA_FLAGS", "--xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0"
-)
+os.environ.setdefault("XLA_FLAGS", "--xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0")
 
 import jaxtyping
 
@@ -14,8 +12,8 @@ jaxtyping.install_import_hook("ultrathink_jax", "beartype.beartype")
 import dataclasses
 
 import jax.numpy as jnp
-from configs import base
 
+from configs import base
 from ultrathink_jax.config import Config, ModelConfig, from_mapping
 from ultrathink_jax.types import Context
 

@@ -2,8 +2,8 @@ import dataclasses
 import json
 
 import pytest
-from configs import base
 
+from configs import base
 from tests.conftest import tiny_model
 from ultrathink_jax.config import Config, from_mapping
 from ultrathink_jax.errors import ConfigError
@@ -43,7 +43,10 @@ def test_a_missing_key_is_named():
 @pytest.mark.parametrize(
   ("changes", "message"),
   [
-    ({"model__num_heads": 5, "model__num_kv_heads": 2}, r"num_heads=5 .* model.num_kv_heads=2; choose num_kv_heads in 1, 5"),
+    (
+      {"model__num_heads": 5, "model__num_kv_heads": 2},
+      r"num_heads=5 .* model.num_kv_heads=2; choose num_kv_heads in 1, 5",
+    ),
     ({"model__head_dim": 7}, "head_dim=7 is odd"),
     ({"model__experts_per_token": 9}, "experts_per_token=9 exceeds .*num_experts=8"),
     ({"model__mamba_head_dim": 60}, "mamba_head_dim=60"),

@@ -76,7 +76,9 @@ def load(path: str | Path) -> Model:
     return _load_workdir(path, None)
   if (path / "config.json").is_file():
     return Model(*load_pretrained(path))
-  raise CheckpointError(f"{path} is neither a workdir with checkpoints nor a saved model; train or save one there first")
+  raise CheckpointError(
+    f"{path} is neither a workdir with checkpoints nor a saved model; train or save one there first"
+  )
 
 
 def _load_workdir(workdir: Path, step: int | None) -> Model:

@@ -65,9 +65,7 @@ class ModelConfig:
   mamba_chunk_tokens: int
 
   def __post_init__(self) -> None:
-    _require_choice(
-      "model", self, dtype=("bfloat16", "float32"), remat=("none", "full"), qk_norm=("none", "rms")
-    )
+    _require_choice("model", self, dtype=("bfloat16", "float32"), remat=("none", "full"), qk_norm=("none", "rms"))
     counts = [f.name for f in dataclasses.fields(self) if f.type is int and f.name != "unroll"]
     _require_at_least("model", self, 1, *counts)
     _require_at_least("model", self, 0, "capacity_factor", "unroll")
@@ -127,7 +125,9 @@ class MeshConfig:
     sizes = dataclasses.asdict(self)
     for axis, size in sizes.items():
       if size < 1 and size != -1:
-        raise ConfigError(f"mesh.{axis}={size} is not a number of devices; choose 1 or more, or -1 for all that are left")
+        raise ConfigError(
+          f"mesh.{axis}={size} is not a number of devices; choose 1 or more, or -1 for all that are left"
+        )
     unknown = [axis for axis, size in sizes.items() if size == -1]
     if len(unknown) > 1:
       raise ConfigError(f"mesh axes {', '.join(unknown)} are all -1; at most one axis can take the devices left")

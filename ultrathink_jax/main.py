@@ -6,6 +6,7 @@ Heavy imports wait until the command line is known to be right.
 """
 
 import os
+import re
 import sys
 import traceback
 from pathlib import Path
@@ -18,16 +19,21 @@ from ultrathink_jax.errors import INTERRUPTED_EXIT_CODE, ConfigError, UserError
 
 MODES = ("train", "evaluate", "generate", "describe")
 
-_FLAGS = flags.FlagValues()
-_CONFIG = config_flags.DEFINE_config_file(
-  "config", None, "Path of a configuration, as configs/nano.py.", flag_values=_FLAGS
-)
-flags.DEFINE_string("workdir", None, "Where the run lives; by default runs/NAME of configs/NAME.py.", flag_values=_FLAGS)
-flags.DEFINE_enum("mode", "train", MODES, "What to do.", flag_values=_FLAGS)
-flags.DEFINE_multi_string("prompt", [], "Text to complete (mode generate); may be repeated.", flag_values=_FLAGS)
-flags.DEFINE_string("prompt_file", None, "File whose whole text is one more prompt.", flag_values=_FLAGS)
-flags.DEFINE_boolean("debug", False, "Show the traceback of errors a user can cause.", flag_values=_FLAGS)
-flags.DEFINE_boolean("help", False, "Show this help.", short_name="h", flag_values=_FLAGS)
+
+def _define_flags(argv: list[str]) -> tuple[flags.FlagValues, flags.FlagHolder]:
+  """Returns the flags and the one that holds the configuration."""
+  values = flags.FlagValues()
+  config = config_flags.DEFINE_config_file(
+    "config", None, "Path of a configuration, as configs/nano.py.", flag_values=values, sys_argv=argv
+  )
+  flags.DEFINE_string(
+    "workdir", None, "Where the run lives; by default runs/NAME of configs/NAME.py.", flag_values=values
+  )
+  flags.DEFINE_enum("mode", "train", MODES, "What to do.", flag_values=values)
+  flags.DEFINE_multi_string("prompt", [], "Text to complete (mode generate); may be repeated.", flag_values=values)
+  flags.DEFINE_string("prompt_file", None, "File whose whole text is one more prompt.", flag_values=values)
+  flags.DEFINE_boolean("debug", False, "Show the traceback of errors a user can cause.", flag_values=values)
+  return values, config
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -47,58 +53,58 @@ def main(argv: list[str] | None = None) -> None:
 
 def _run(argv: list[str]) -> int:
   sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # so that configs can import configs.base anywhere
+  values, holder = _define_flags(argv)
   if any(argument in ("-h", "--help") for argument in argv):
-    print(f"{__doc__}\n{_FLAGS.main_module_help() or _FLAGS.get_help()}\nKeys and defaults: configs/base.py")
+    print(f"{__doc__}\n{values.get_help()}\nEvery key of --config, with its unit and default: configs/base.py")
     return 0
-  config = parse_config(argv)
-  workdir = Path(_FLAGS.workdir or Path("runs") / Path(config_path(argv)).stem)
+  config = _parse(argv, values, holder)
+  workdir = Path(values.workdir or Path("runs") / Path(config_flags.get_config_filename(values["config"])).stem)
+  prompts = _prompts(values) if values.mode == "generate" else []
   from ultrathink_jax import modes
 
-  if _FLAGS.mode == "train":
+  if values.mode == "train":
     modes.train(config, workdir, argv)
-  elif _FLAGS.mode == "evaluate":
+  elif values.mode == "evaluate":
     modes.evaluate(config, workdir)
-  elif _FLAGS.mode == "generate":
-    modes.generate(config, workdir, _prompts())
+  elif values.mode == "generate":
+    modes.generate(config, workdir, prompts)
   else:
     modes.describe(config, workdir)
   return 0
 
 
-def parse_config(argv: list[str]) -> Config:
+def _parse(argv: list[str], values: flags.FlagValues, holder: flags.FlagHolder) -> Config:
   """Returns the checked configuration of a command line. Raises ConfigError for any flag or key that is wrong."""
   try:
-    rest = _FLAGS(argv)
+    rest = values(argv)
   except (flags.Error, AttributeError, KeyError, OSError, TypeError, ValueError) as error:
     raise ConfigError(_explain(error, argv)) from error
   if rest[1:]:
     raise ConfigError(f"{rest[1]!r} is not a flag; write --name=value")
-  if _CONFIG.value is None:
+  if holder.value is None:
     raise ConfigError("--config is missing; try --config=configs/nano.py")
-  return from_mapping(_CONFIG.value.to_dict())
-
-
-def config_path(argv: list[str]) -> str:
-  """Returns the configuration file that a command line names."""
-  return config_flags.get_config_filename(_FLAGS["config"])
+  return from_mapping(holder.value.to_dict())
 
 
 def _explain(error: Exception, argv: list[str]) -> str:
-  """Returns one line for what the flag parsers raise: their message, and which argument it was about."""
-  message = error.args[0] if error.args else error
-  words = " ".join(str(message).replace("\\n", " ").replace("\\", "").strip("'\"").split())
-  unknown = words.split("'")[0].split(" ")[0] if isinstance(error, (AttributeError, KeyError)) else ""
-  about = [argument for argument in argv if unknown and f".{unknown}" in argument.split("=")[0]]
-  return f"{about[0]}: no key {words}" if about else words
+  """Returns one line for what the flag parsers raise; for a key that does not exist, which argument it was in."""
+  words = str(error.args[0] if error.args else error).replace("\\", "").replace("\n", " ")
+  missing = re.match(r"['\"]*(\w+)['\"]", words)
+  if not isinstance(error, (AttributeError, KeyError)) or missing is None:
+    return words
+  key, near = missing.group(1), re.search(r'Did you mean "(\w+)"', words)
+  about = next((argument for argument in argv if f".{key}" in argument.split("=")[0]), "--config")
+  hint = f"; did you mean {near.group(1)!r}?" if near else "; configs/base.py lists every key"
+  return f"{about}: there is no key {key!r}{hint}"
 
 
-def _prompts() -> list[str]:
-  prompts = list(_FLAGS.prompt)
-  if _FLAGS.prompt_file:
+def _prompts(values: flags.FlagValues) -> list[str]:
+  prompts = list(values.prompt)
+  if values.prompt_file:
     try:
-      prompts.append(Path(_FLAGS.prompt_file).read_text())
+      prompts.append(Path(values.prompt_file).read_text())
     except (OSError, UnicodeDecodeError) as error:
-      raise ConfigError(f"--prompt_file={_FLAGS.prompt_file} cannot be read: {error}") from error
+      raise ConfigError(f"--prompt_file={values.prompt_file} cannot be read: {error}") from error
   if not prompts:
     raise ConfigError("mode generate needs --prompt=TEXT (repeatable) or --prompt_file=PATH")
   return prompts

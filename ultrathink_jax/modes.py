@@ -38,7 +38,9 @@ def train(config: Config, workdir: Path, argv: list[str]) -> None:
   """Trains, or resumes, to the last step; then evaluates the whole validation split, samples and writes the report."""
   if config.recipe not in RECIPES:
     near = difflib.get_close_matches(config.recipe, RECIPES, 1)
-    raise ConfigError(f"recipe={config.recipe!r} is not one of {', '.join(RECIPES)}" + (f"; {near[0]}?" if near else ""))
+    raise ConfigError(
+      f"recipe={config.recipe!r} is not one of {', '.join(RECIPES)}" + (f"; {near[0]}?" if near else "")
+    )
   recipe = RECIPES[config.recipe](config)
   devices = describe_devices()
   plan = loop.make_plan(config, recipe, devices)
@@ -118,9 +120,7 @@ def _evaluator(config: Config, prepared: PreparedData) -> Callable[[Parameters, 
   rows = config.train.batch_size // config.train.accumulation_steps
 
   def evaluation(params: Parameters, limit: int | None) -> Evaluation:
-    batches = validation_batches(
-      prepared.validation, prepared.tokenizer, rows, config.train.sequence_length, limit
-    )
+    batches = validation_batches(prepared.validation, prepared.tokenizer, rows, config.train.sequence_length, limit)
     return perplexity.evaluate(sum_of_losses, params, batches, info.text_bytes / (info.tokens + info.documents))
 
   return evaluation

@@ -48,7 +48,9 @@ def test_a_completion_does_not_depend_on_the_other_prompts(params):
 
 
 def test_the_seed_decides_the_sample(params):
-  sample = lambda seed: generate(MODEL, params, TOKENIZER, ["5"], dataclasses.replace(GREEDY, temperature=2.0, seed=seed))
+  sample = lambda seed: generate(
+    MODEL, params, TOKENIZER, ["5"], dataclasses.replace(GREEDY, temperature=2.0, seed=seed)
+  )
   assert sample(1) == sample(1)
   assert sample(1) != sample(2)
 

@@ -15,7 +15,10 @@ def inputs(dtype=jnp.float32, num_unrouted=4):
   choices = jax.vmap(lambda key: jax.random.permutation(key, E)[:K])(jax.random.split(keys[1], T))
   choices = choices.at[-num_unrouted:].set(E)
   gates = jax.random.uniform(keys[2], (T, K))
-  kernels = [0.3 * jax.random.normal(key, shape, dtype) for key, shape in zip(keys[3:], [(E, D, F), (E, D, F), (E, F, D)], strict=True)]
+  kernels = [
+    0.3 * jax.random.normal(key, shape, dtype)
+    for key, shape in zip(keys[3:], [(E, D, F), (E, D, F), (E, F, D)], strict=True)
+  ]
   return x, choices, gates, kernels
 
 

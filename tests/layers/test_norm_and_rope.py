@@ -20,4 +20,6 @@ def test_rotation_turns_pairs_by_their_angle():
   pairs = np.asarray(x[..., :4]) + 1j * np.asarray(x[..., 4:])
   angles = np.asarray(positions)[..., None, None] * 100.0 ** (-np.arange(4) / 4)
   turned = pairs * np.exp(1j * angles)
-  np.testing.assert_allclose(rotate(x, positions, 100.0), np.concatenate([turned.real, turned.imag], -1), rtol=1e-5, atol=1e-6)
+  np.testing.assert_allclose(
+    rotate(x, positions, 100.0), np.concatenate([turned.real, turned.imag], -1), rtol=1e-5, atol=1e-6
+  )

@@ -71,7 +71,10 @@ def test_padding_behind_a_prompt_changes_nothing(params):
   np.testing.assert_allclose(padded.hidden[:, :7], exact.hidden, rtol=1e-5, atol=1e-5)
   next_token, at = row[:, :1], Context(jnp.array([[7]]), jnp.array([[1]]))
   np.testing.assert_allclose(
-    apply(params, next_token, at, padded.cache).hidden, apply(params, next_token, at, exact.cache).hidden, rtol=1e-5, atol=1e-5
+    apply(params, next_token, at, padded.cache).hidden,
+    apply(params, next_token, at, exact.cache).hidden,
+    rtol=1e-5,
+    atol=1e-5,
   )
 
 

@@ -31,7 +31,10 @@ def test_a_constant_schedule_stays_at_its_peak():
 
 @pytest.mark.parametrize(
   ("changes", "message"),
-  [({"schedule": "cos"}, "'cos' is not one of cosine, constant"), ({"warmup_steps": 10}, "warmup_steps=10 .* at most 9")],
+  [
+    ({"schedule": "cos"}, "'cos' is not one of cosine, constant"),
+    ({"warmup_steps": 10}, "warmup_steps=10 .* at most 9"),
+  ],
 )
 def test_a_schedule_that_cannot_be_is_refused(changes, message):
   with pytest.raises(ConfigError, match=message):

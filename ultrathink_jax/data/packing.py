@@ -36,7 +36,8 @@ class Row(NamedTuple):
 class Packing:
   """The rows of every epoch.
 
-  With a seed, each epoch is a permutation of its own, and the ragged row at its end is left out (fewer than T
+  With a seed, each epoch is a permutation of its own, of the documents and then of the rows, so that the rows of a batch
+  come from different documents; and the ragged row at its end is left out (fewer than T
   positions, other ones each epoch) unless it is the only one. Without a seed, documents stay in order and the last row
   is padded, so that each position is in exactly one row.
   """
@@ -54,8 +55,8 @@ class Packing:
     """Returns which parts of which documents fill a row, left to right."""
     if not 0 <= row < self.rows_per_epoch:
       raise IndexError(f"row {row} of {self.rows_per_epoch}")
-    order, starts = self._epoch(epoch if self._seed is not None else 0)
-    low = row * self._sequence_length
+    order, starts, rows = self._epoch(epoch if self._seed is not None else 0)
+    low = int(rows[row]) * self._sequence_length
     high = min(low + self._sequence_length, self.num_positions)
     first = int(np.searchsorted(starts, low, "right")) - 1
     last = int(np.searchsorted(starts, high, "left"))
@@ -79,12 +80,13 @@ class Packing:
       at += stop - start
     return filled
 
-  def _lay_out(self, epoch: int) -> tuple[np.ndarray, np.ndarray]:
-    order = np.arange(len(self._sizes))
+  def _lay_out(self, epoch: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Returns the order of the documents, where each starts, and the order of the rows."""
+    order, rows = np.arange(len(self._sizes)), np.arange(self.rows_per_epoch)
     if self._seed is not None:
       random = np.random.Generator(np.random.Philox(np.random.SeedSequence((self._seed, epoch))))
-      order = random.permutation(len(self._sizes))
-    return order, np.concatenate(([0], np.cumsum(self._sizes[order])))
+      order, rows = random.permutation(order), random.permutation(rows)
+    return order, np.concatenate(([0], np.cumsum(self._sizes[order]))), rows
 
 
 def empty_row(sequence_length: int) -> Row:

@@ -45,14 +45,15 @@ def generate(
   model = inference_config(model)
   encoded = [[tokenizer.bos_id, *tokenizer.encode(prompt)] for prompt in prompts]
   lengths = np.array([len(tokens) for tokens in encoded], np.int32)
-  tokens = np.zeros((len(prompts), _round_up(lengths.max())), np.int32)
+  longest = int(lengths.max())
+  tokens = np.zeros((len(prompts), _round_up(longest)), np.int32)
   for row, prompt_tokens in zip(tokens, encoded, strict=True):
     row[: len(prompt_tokens)] = prompt_tokens
   sampling = Sampling(
     config.temperature == 0, config.temperature, config.top_k, config.top_p, config.repetition_penalty
   )
   keys = jax.vmap(partial(jax.random.fold_in, jax.random.key(config.seed)))(jnp.arange(len(prompts)))
-  state = _prefill(model, _round_up(lengths.max() + config.max_new_tokens), params, tokens, lengths)
+  state = _prefill(model, _round_up(longest + config.max_new_tokens), params, tokens, lengths)
   produced: list[list[int]] = [[] for _ in prompts]
   texts, is_done = [""] * len(prompts), np.zeros(len(prompts), bool)
   for _ in range(0, config.max_new_tokens, _TOKENS_PER_CALL):
@@ -68,7 +69,7 @@ def generate(
 
 
 def _round_up(length: int) -> int:
-  return int(-(-length // _LENGTH_STEP) * _LENGTH_STEP)
+  return -(-length // _LENGTH_STEP) * _LENGTH_STEP
 
 
 def _finish(tokenizer: Tokenizer, tokens: list[int], stop: tuple[str, ...]) -> tuple[str, bool]:
@@ -91,18 +92,14 @@ def _prefill(
   last = jnp.take_along_axis(output.hidden, lengths[:, None, None] - 1, axis=1)
   row = jnp.arange(B)[:, None]
   seen = jnp.zeros((B, model.vocab_size), bool).at[row, tokens].max(is_token)
-  return _State(
-    output.cache, _next_logits(last, output.unembedding), lengths, jnp.int32(0), jnp.zeros(B, bool), seen
-  )
+  return _State(output.cache, _next_logits(last, output.unembedding), lengths, jnp.int32(0), jnp.zeros(B, bool), seen)
 
 
 def _next_logits(hidden: Float[Array, "B 1 D"], unembedding: Float[Array, "D V"]) -> Float[Array, "B V"]:
-  return jnp.einsum(
-    "bd,dv->bv", hidden[:, 0], unembedding.astype(hidden.dtype), preferred_element_type=jnp.float32
-  )
+  return jnp.einsum("bd,dv->bv", hidden[:, 0], unembedding.astype(hidden.dtype), preferred_element_type=jnp.float32)
 
 
-@partial(jax.jit, static_argnums=(0,), donate_argnums=(2,))
+@partial(jax.jit, static_argnums=(0, 5), donate_argnums=(2,))
 def _decode(
   model: ModelConfig,
   params: Parameters,

@@ -1,9 +1,9 @@
 """Models as a directory of safetensors: one tensor a weight, layers unstacked and numbered, no pickle.
 
-    config.json                    {"format": "ultrathink_jax", "model": the ModelConfig}
-    model.safetensors              embedding.table, layers.0.norm.scale, layers.0.mamba.gate.kernel, ...
-    model-00001-of-00003.safetensors and model.safetensors.index.json where the weights exceed 5 GB
-    tokenizer files
+config.json                    {"format": "ultrathink_jax", "model": the ModelConfig}
+model.safetensors              embedding.table, layers.0.norm.scale, layers.0.mamba.gate.kernel, ...
+model-00001-of-00003.safetensors and model.safetensors.index.json where the weights exceed 5 GB
+tokenizer files
 """
 
 import dataclasses
@@ -85,7 +85,10 @@ def stack(model: ModelConfig, tensors: dict[str, np.ndarray], origin: str) -> Pa
   """
   shapes = jax.eval_shape(lambda: init_params(model, jax.random.key(0)))
   expected = jax.eval_shape(lambda params: unstack(model, params), shapes)
-  for problem, names in (("lacks", expected.keys() - tensors.keys()), ("has unknown", tensors.keys() - expected.keys())):
+  for problem, names in (
+    ("lacks", expected.keys() - tensors.keys()),
+    ("has unknown", tensors.keys() - expected.keys()),
+  ):
     if names:
       raise CheckpointError(f"{origin} {problem} {len(names)} tensors: {', '.join(sorted(names)[:5])}")
   for name, like in expected.items():
@@ -96,9 +99,7 @@ def stack(model: ModelConfig, tensors: dict[str, np.ndarray], origin: str) -> Pa
     group, layer = path.split("/")
     for name in _flatten(shapes[group][layer]):
       sources.setdefault(f"{group}.{layer}.{name}", []).append(tensors[_file_name(number, layer, name)])
-  flat = {
-    name: np.stack(sources[name]) if name in sources else tensors[name] for name in _flatten(shapes)
-  }
+  flat = {name: np.stack(sources[name]) if name in sources else tensors[name] for name in _flatten(shapes)}
   treedef = jax.tree.structure(shapes)
   return jax.tree.unflatten(treedef, [jax.numpy.asarray(leaf) for leaf in flat.values()])
 

@@ -48,7 +48,10 @@ def _blocks(T: int, window_tokens: int | None) -> list[tuple[slice, slice]]:
 
 def _mask(where, queries: slice, keys: slice, window_tokens: int | None) -> Bool[Array, "B 1 1 t S"]:
   query_positions, key_positions, query_segments, key_segments = where
-  positions, segments = (query_positions[:, queries], key_positions[:, keys]), (query_segments[:, queries], key_segments[:, keys])
+  positions, segments = (
+    (query_positions[:, queries], key_positions[:, keys]),
+    (query_segments[:, queries], key_segments[:, keys]),
+  )
   return visible(*positions, *segments, window_tokens)[:, None, None]
 
 

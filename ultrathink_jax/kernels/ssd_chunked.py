@@ -56,7 +56,8 @@ def ssd_chunked(
 
   # What a chunk adds to the state at its end, and what it leaves of the state before it. Heads of a group side by side.
   last = decay_log[:, :, -1:]
-  weighted = x_dt * jnp.where(document == document[:, :, -1:], jnp.exp(last - decay_log), 0).astype(x.dtype)
+  to_end = jnp.exp(jnp.where(document == document[:, :, -1:], last - decay_log, -jnp.inf))
+  weighted = x_dt * to_end.astype(x.dtype)
   added = jnp.einsum("iqz,iqm->izm", b, _merge_heads(weighted), preferred_element_type=dtype)
   kept = jnp.where(document[:, 0, -1] == 0, jnp.exp(last[:, :, 0, 0]), 0)  # [I, G]
   kept = jnp.repeat(kept, P, axis=1)[:, None]

@@ -82,7 +82,9 @@ class CausalConv(nn.Module):
     uniform = nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform", in_axis=0, out_axis=(), batch_axis=1)
     init = nn.with_logical_partitioning(uniform, (None, self.axis))
     kernel = self.param("kernel", init, (self.width, x.shape[-1]), jnp.float32)
-    bias = self.param("bias", nn.with_logical_partitioning(nn.initializers.zeros, (self.axis,)), x.shape[-1:], jnp.float32)
+    bias = self.param(
+      "bias", nn.with_logical_partitioning(nn.initializers.zeros, (self.axis,)), x.shape[-1:], jnp.float32
+    )
     return jax.nn.silu(conv1d(x, kernel.astype(x.dtype), bias.astype(x.dtype), segment_ids, state))
 
 

@@ -34,9 +34,7 @@ def make_pretrain(config: Config) -> Recipe:
 
 def _make_source(config: Config, data: PreparedData) -> Callable[[int, TrainState], Batch]:
   """Returns a source that reads ahead as long as steps follow one another."""
-  loader = Loader(
-    data.train, data.tokenizer, config.train.batch_size, config.train.sequence_length, config.train.seed
-  )
+  loader = Loader(data.train, data.tokenizer, config.train.batch_size, config.train.sequence_length, config.train.seed)
   batches: Iterator[Batch] | None = None
   next_step = -1
 

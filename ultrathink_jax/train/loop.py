@@ -1,7 +1,6 @@
 """The training loop: plan, restore or begin, step, report, evaluate, save."""
 
 import dataclasses
-import math
 import time
 from collections.abc import Callable
 from pathlib import Path

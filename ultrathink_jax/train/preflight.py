@@ -45,8 +45,7 @@ def memory_need(config: Config, recipe: Recipe, state: TrainState, shardings: Tr
   """
   parameters = _bytes_on_device(state.params, shardings.params)
   accumulation = config.train.accumulation_steps
-  mesh = shardings.step.mesh
-  rows = max(1, config.train.batch_size // accumulation // math.prod(mesh.shape[axis] for axis in BATCH_AXES))
+  rows = max(1, config.train.batch_size // accumulation // _batch_ways(shardings))
   return MemoryNeed(
     parameters,
     _bytes_on_device(state.opt_state, shardings.opt_state),
@@ -70,32 +69,33 @@ def require_fit(
   raise ConfigError(
     f"a train step needs {_gib(need.total)} per device (parameters {_gib(need.parameters)}, optimizer "
     f"{_gib(need.optimizer)}, gradients {_gib(need.gradients)}, activations {_gib(need.activations)}) and "
-    f"{devices.count} x {devices.kind} can give {_gib(have)}; {_what_fits(config, recipe, state, need, have)}"
+    f"{devices.count} x {devices.kind} can give {_gib(have)}; {_what_fits(config, recipe, state, need, have, _batch_ways(shardings))}"
   )
 
 
-def _what_fits(config: Config, recipe: Recipe, state: TrainState, need: MemoryNeed, have: int) -> str:
-  if need.state < have:
-    for changes in ({}, {"remat": "full"}):
-      if changes and config.model.remat == "full":
-        continue
-      model = dataclasses.replace(config.model, **changes)
-      one_row = _activation_bytes(dataclasses.replace(config, model=model), recipe, state.params, 1)
-      gradients = 2 * need.parameters
-      rows = (have - need.parameters - need.optimizer - gradients) // one_row
-      fitting = [k for k in range(1, config.train.batch_size + 1) if config.train.batch_size % k == 0]
-      fitting = [k for k in fitting if config.train.batch_size // k <= rows]
-      if fitting:
-        flags = [f"--config.train.accumulation_steps={fitting[0]}"] + [
-          f"--config.model.{key}={value}" for key, value in changes.items()
-        ]
-        return f"{' '.join(flags)} would fit, at the same batch"
-  bytes_per_parameter = need.state / need.parameters * 4
-  largest = have / bytes_per_parameter
-  num_devices = math.ceil(need.total / have)
+def _batch_ways(shardings: TrainState) -> int:
+  """Returns over how many devices the rows of a batch are split."""
+  return math.prod(shardings.step.mesh.shape[axis] for axis in BATCH_AXES)
+
+
+def _what_fits(config: Config, recipe: Recipe, state: TrainState, need: MemoryNeed, have: int, batch_ways: int) -> str:
+  """Returns the smallest change that makes the run fit: more accumulation, then remat, then devices."""
+  batch_size = config.train.batch_size
+  recomputing = dataclasses.replace(config, model=dataclasses.replace(config.model, remat="full"))
+  for changed, flag in ((config, ""), (recomputing, " --config.model.remat=full")):
+    one_row = _activation_bytes(changed, recipe, state.params, 1)
+    rows = (have - need.optimizer - 3 * need.parameters) // one_row
+    steps = [k for k in range(1, batch_size + 1) if batch_size % (k * batch_ways) == 0]
+    steps = [k for k in steps if batch_size // (k * batch_ways) <= rows]
+    if steps:
+      return f"--config.train.accumulation_steps={steps[0]}{flag} would fit, at the same batch"
+  largest = have / need.state * sum(leaf.size for leaf in jax.tree.leaves(state.params))
+  alone = f"this memory holds the train state of a model of about {_short(largest)} parameters"
+  if one_row >= have:
+    return f"{alone}, and one sequence of this one takes {_gib(one_row)}: shorten train.sequence_length"
+  num_devices = math.ceil((need.state + need.parameters) / (have - one_row))
   return (
-    f"this memory holds the train state of a model of about {_short(largest)} parameters, and this model takes at "
-    f"least {num_devices} such devices with mesh.fsdp={num_devices} or more"
+    f"{alone}; this one takes {num_devices} such devices or more, with mesh.fsdp={num_devices} and one sequence each"
   )
 
 
@@ -130,9 +130,9 @@ def _bytes_on_device(tree: Any, shardings: Any) -> int:
   return sum(jax.tree.leaves(jax.tree.map(bytes_of, tree, shardings)))
 
 
-def _gib(size: float) -> str:
-  return f"{size / 2**30:.1f} GiB"
+def _gib(size: int | float) -> str:
+  return f"{size / 2**30:,.1f} GiB" if size >= 2**28 else f"{size / 2**20:,.1f} MiB"
 
 
-def _short(count: float) -> str:
+def _short(count: int | float) -> str:
   return f"{count / 1e9:.1f}B" if count >= 1e9 else f"{count / 1e6:.0f}M"

@@ -28,7 +28,7 @@ def make_train_step(
     gradients = jax.tree.map(lambda g: g / jnp.maximum(info.weight, 1e-8), gradients)
     updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
     params = optax.apply_updates(state.params, updates)
-    metrics = info.metrics | {"weight": info.weight, "grad_norm": optax.global_norm(gradients)}
+    metrics = info.metrics | {"weight": info.weight, "grad_norm": optax.tree.norm(gradients)}
     return TrainState(state.step + 1, params, opt_state), metrics
 
   return train_step
