@@ -44,7 +44,7 @@ def get_config() -> ConfigDict:
       },
       "data": {
         "source": "stdlib",  # stdlib, synthetic or text:PATH (a file, a folder or a glob)
-        "tokenizer": "auto",  # auto, sentencepiece (trained on the training split), numbers, or the path of a .model file
+        "tokenizer": "auto",  # auto, sentencepiece (trained on the training split), numbers, or a .model file
         "validation_fraction": 0.05,  # share of the files held out, chosen by a hash of their names
       },
       "mesh": {  # devices along each axis; -1: all that are left

@@ -1,7 +1,7 @@
 """ULTRATHINK profile large: the published hyper-parameters, taken literally.
 
 Goal:     the guide's YAML profile; its name is not its size. Every fourth block has 120 experts in one bank.
-Command:  python -m ultrathink_jax.main --config=configs/ultrathink_profile_large.py --workdir=runs/ultrathink_profile_large
+Command:  python -m ultrathink_jax.main --config=configs/ultrathink_profile_large.py --workdir=runs/large
 Size:     see mode describe
 Hardware: a pod
 """

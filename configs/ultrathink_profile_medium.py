@@ -1,7 +1,7 @@
 """ULTRATHINK profile medium: the published hyper-parameters, taken literally.
 
 Goal:     the guide's YAML profile; its name is not its size. Every fourth block has 60 experts in one bank.
-Command:  python -m ultrathink_jax.main --config=configs/ultrathink_profile_medium.py --workdir=runs/ultrathink_profile_medium
+Command:  python -m ultrathink_jax.main --config=configs/ultrathink_profile_medium.py --workdir=runs/medium
 Size:     see mode describe
 Hardware: a pod
 """

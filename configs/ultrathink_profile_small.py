@@ -1,7 +1,7 @@
 """ULTRATHINK profile small: the published hyper-parameters, taken literally.
 
 Goal:     the guide's YAML profile; its name is not its size.
-Command:  python -m ultrathink_jax.main --config=configs/ultrathink_profile_small.py --workdir=runs/ultrathink_profile_small
+Command:  python -m ultrathink_jax.main --config=configs/ultrathink_profile_small.py --workdir=runs/small
 Size:     see mode describe
 Hardware: one GPU
 """

@@ -1,4 +1,4 @@
-"""The command line as a stranger meets it: its exit codes, its one-line errors, and a run that is killed and resumed."""
+"""The command line as a stranger meets it: exit codes, one-line errors, and a run that is killed and resumed."""
 
 import json
 import os
@@ -18,14 +18,15 @@ from ultrathink_jax import api, main
 
 ROOT = Path(__file__).parent.parent
 pytestmark = pytest.mark.xdist_group("main")  # one process makes the shared run
+WORDS = ["the", "cat", "sat", "on", "a", "mat", "and", "saw", "two", "dogs", "run", "far", "away"]
 TINY = """
 from configs import base
 
 def get_config():
   config = base.get_config()
   config.model.update(
-    layers="MAFE", vocab_size=300, embed_dim=32, dtype="float32", remat="none", num_heads=2, num_kv_heads=1, head_dim=16,
-    mlp_dim=48, num_experts=4, expert_dim=24, mamba_state_dim=8, mamba_head_dim=16, mamba_chunk_tokens=8)
+    layers="MAFE", vocab_size=300, embed_dim=32, dtype="float32", remat="none", num_heads=2, num_kv_heads=1,
+    head_dim=16, mlp_dim=48, num_experts=4, expert_dim=24, mamba_state_dim=8, mamba_head_dim=16, mamba_chunk_tokens=8)
   config.data.source = "text:" + TEXT
   config.optimizer.update(learning_rate=3e-3, warmup_steps=5)
   config.train.update(steps=60, batch_size=8, sequence_length=32, log_every_steps=1)
@@ -42,9 +43,7 @@ def config(tmp_path_factory):
   folder = tmp_path_factory.mktemp("text")
   words = random.Random(0)
   for number in range(40):
-    sentences = (
-      " ".join(words.choices(["the", "cat", "sat", "on", "a", "mat", "and", "saw", "two", "dogs", "run", "far", "away"], k=9)) for _ in range(30)
-    )
+    sentences = (" ".join(words.choices(WORDS, k=9)) for _ in range(30))
     (folder / f"{number}.txt").write_text(".\n".join(sentences))
   path = folder / "tiny.py"
   path.write_text(f"TEXT = {str(folder / '*.txt')!r}\n{TINY}")

@@ -1,4 +1,4 @@
-"""A trained model for people at a prompt: `ultrathink_jax.load(path)`, then `.logits`, `.generate`, `.save_pretrained`."""
+"""A trained model for people at a prompt: `load(path)`, then `.logits`, `.generate`, `.save_pretrained`."""
 
 import dataclasses
 import json

@@ -89,7 +89,12 @@ def describe(config: Config, workdir: Path) -> None:
 
 
 def _prepare(config: Config, workdir: Path) -> PreparedData:
-  return data.prepare(config.data, config.model.vocab_size, workdir / api.DATA_DIRECTORY, _log)
+  prepared = data.prepare(config.data, config.model.vocab_size, workdir / api.DATA_DIRECTORY, _log)
+  if not len(prepared.validation):
+    raise ConfigError(
+      f"data.validation_fraction={config.data.validation_fraction} leaves no documents to evaluate on; choose a larger one"
+    )
+  return prepared
 
 
 def _log(text: str) -> None:
@@ -136,10 +141,11 @@ def _finish(
 ) -> None:
   """Says and writes down what the run came to."""
   gzip_bits = _gzip_bits_per_byte(prepared)
+  long_enough = [i for i, n in enumerate(prepared.validation.lengths) if n >= 2 * _SAMPLE_PROMPT_TOKENS]
   prompts = [
     prepared.tokenizer.decode(prepared.validation[i][:_SAMPLE_PROMPT_TOKENS].tolist())
-    for i in range(min(_NUM_SAMPLES, len(prepared.validation)))
-  ]
+    for i in long_enough[:_NUM_SAMPLES]
+  ] or [""]
   model = api.Model(config.model, outcome.params, prepared.tokenizer, config.generate)
   samples = [{"prompt": p, "completion": c} for p, c in zip(prompts, model.generate(prompts), strict=True)]
   for sample in samples:

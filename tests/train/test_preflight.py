@@ -22,7 +22,7 @@ def plan(memory_bytes, **sections):
 def test_the_estimate_is_what_the_compiler_allocates(remat):
   model = {"remat": remat, "layers": "(MAFE)x2", "embed_dim": 64, "mlp_dim": 256}
   mesh = {"data": 1, "fsdp": 8}
-  config, recipe, planned = plan(2**40, model=model, mesh=mesh)
+  _, recipe, planned = plan(2**40, model=model, mesh=mesh)
   rows = jax.ShapeDtypeStruct((1, 64), "int32")
   batch = Batch(rows, rows, jax.ShapeDtypeStruct((1, 64), "float32"), Context(rows, rows))
   step = make_train_step(recipe, planned.optimizer, 1, 0)
@@ -39,7 +39,7 @@ def test_a_run_that_does_not_fit_is_told_what_would():
   assert need.activations > need.state
   have = int((need.optimizer + 3 * need.parameters + need.activations // 4) / 0.95)
   with pytest.raises(
-    ConfigError, match="needs .* per device .* can give .*; --config.train.accumulation_steps=[48] would"
+    ConfigError, match=r"needs .* per device .* can give .*; --config.train.accumulation_steps=[48] would"
   ):
     plan(have, **large)
   with pytest.raises(ConfigError, match="this memory holds the train state of a model of about"):
@@ -54,5 +54,5 @@ def test_sharding_over_devices_divides_the_train_state():
 
 def test_a_model_can_be_planned_without_memory_for_it():
   model = tiny_model(layers="(MAFE)x100", embed_dim=4096, mlp_dim=16384, mamba_head_dim=64)
-  with pytest.raises(ConfigError, match="about .* parameters.* this one takes"):
+  with pytest.raises(ConfigError, match=r"about .* parameters.* this one takes"):
     plan(2**30, model=vars(model) | {"remat": "full"})

@@ -36,8 +36,8 @@ class Row(NamedTuple):
 class Packing:
   """The rows of every epoch.
 
-  With a seed, each epoch is a permutation of its own, of the documents and then of the rows, so that the rows of a batch
-  come from different documents; and the ragged row at its end is left out (fewer than T
+  With a seed, each epoch is a permutation of its own, of the documents and then of the rows, so that a batch holds rows
+  of different documents; and the ragged row at its end is left out (fewer than T
   positions, other ones each epoch) unless it is the only one. Without a seed, documents stay in order and the last row
   is padded, so that each position is in exactly one row.
   """

@@ -6,7 +6,7 @@ from jaxtyping import Array, Float
 
 
 class RMSNorm(nn.Module):
-  """x / sqrt(mean(x^2) + epsilon) * scale over the last `len(axes)` dims, computed in float32, returned in x's dtype."""
+  """x / sqrt(mean(x^2) + epsilon) * scale over the last `len(axes)` dims; computed in float32, given in x's dtype."""
 
   epsilon: float
   axes: tuple[str, ...] = ("embed",)

@@ -63,5 +63,5 @@ def _totals(config: Config, count: ModelCount, flops: float) -> list[str]:
     f"batch     {tokens:,} tokens a step, {tokens * config.train.steps:,} in {config.train.steps:,} steps",
     f"memory    {gib(4 * count.total)} float32 parameters; {gib(_ADAMW_BYTES * count.total)} to train with AdamW, "
     "activations not counted",
-    f"cache     {count.cache_bytes_per_token:,} bytes a token and {count.cache_bytes_fixed:,} bytes a sequence to decode",
+    f"cache     {count.cache_bytes_per_token:,} bytes a token and {count.cache_bytes_fixed:,} a sequence to decode",
   ]

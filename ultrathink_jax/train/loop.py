@@ -94,7 +94,7 @@ def train(
         state, sums = step_function(state, frozen, put(source(step, state)))
         done = step + 1
         report.after(done, sums)
-        if config.evaluate.every_steps and done % config.evaluate.every_steps == 0 and done < steps:
+        if config.evaluate.every_steps and (done % config.evaluate.every_steps == 0 or done == steps):
           report.flush()
           writer.evaluation(done, evaluate(state.params))
           report.restart_clock(done)

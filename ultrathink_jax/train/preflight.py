@@ -66,10 +66,11 @@ def require_fit(
   have = int(devices.memory_bytes * _USABLE)
   if need.total <= have:
     return need
+  advice = _what_fits(config, recipe, state, need, have, _batch_ways(shardings))
   raise ConfigError(
     f"a train step needs {_gib(need.total)} per device (parameters {_gib(need.parameters)}, optimizer "
     f"{_gib(need.optimizer)}, gradients {_gib(need.gradients)}, activations {_gib(need.activations)}) and "
-    f"{devices.count} x {devices.kind} can give {_gib(have)}; {_what_fits(config, recipe, state, need, have, _batch_ways(shardings))}"
+    f"{devices.count} x {devices.kind} can give {_gib(have)}; {advice}"
   )
 
 
