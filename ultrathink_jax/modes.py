@@ -92,7 +92,7 @@ def _prepare(config: Config, workdir: Path) -> PreparedData:
   prepared = data.prepare(config.data, config.model.vocab_size, workdir / api.DATA_DIRECTORY, _log)
   if not len(prepared.validation):
     raise ConfigError(
-      f"data.validation_fraction={config.data.validation_fraction} leaves no documents to evaluate on; choose a larger one"
+      f"data.validation_fraction={config.data.validation_fraction} leaves nothing to evaluate on; choose a larger one"
     )
   return prepared
 

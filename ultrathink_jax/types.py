@@ -50,7 +50,7 @@ class Output(NamedTuple):
 
 
 class LossInfo(NamedTuple):
-  """What comes with a summed loss: `weight` divides it once per step, `metrics` are sums that add over micro-batches."""
+  """What comes with a summed loss: `weight` divides it once per step; `metrics` are sums over micro-batches too."""
 
   weight: Float[Array, ""]
   metrics: dict[str, Array]

@@ -72,7 +72,7 @@ def _open_splits(open_corpus: Callable[[], Splits], config: DataConfig, log: Cal
   if not len(splits.train) or (config.validation_fraction and not len(splits.validation)):
     raise DataError(
       f"data.source={config.source!r} holds {len(splits.train) + len(splits.validation)} documents, too few for a "
-      "training and a validation split; give more text or set data.validation_fraction=0"
+      "training and a validation split; give more text or raise data.validation_fraction"
     )
   counts = f"{len(splits.train)} training and {len(splits.validation)} validation documents"
   log(f"data: read {config.source}: {counts}{_since(start)}")
