@@ -147,7 +147,6 @@ class _Reporter:
 
   def __init__(self, config: Config, recipe: Recipe, plan: Plan, writer: MetricsWriter, start: int):
     self._train, self._summarize, self._schedule, self._writer = config.train, recipe.summarize, plan.schedule, writer
-    self._start = start
     self._pending: tuple[int, dict[str, Any]] | None = None
     self.restart_clock(start)
 
@@ -157,7 +156,7 @@ class _Reporter:
 
   def after(self, step: int, sums: dict[str, Any]) -> None:
     self.flush()
-    if step == self._start + 1 or step % self._train.log_every_steps == 0 or step == self._train.steps:
+    if step == 1 or step % self._train.log_every_steps == 0 or step == self._train.steps:
       self._pending = (step, sums)
 
   def flush(self) -> None:
