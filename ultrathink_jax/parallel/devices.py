@@ -41,8 +41,9 @@ def peak_memory_bytes() -> int:
 def compiler_options() -> dict[str, bool | str]:
   """Returns XLA options that make a train step faster on this backend.
 
-  On CPU: XLA's own matrix products and loops instead of YNNPACK fusions, whose products took twice as long inside a train
-  step and whose sums over a middle dim of six-dimensional arrays dominated it; maxima that need not carry NaN (sums still do).
+  On CPU: XLA's own matrix products and loops instead of YNNPACK fusions, whose products took twice as long inside a
+  step and whose sums over a middle dim of six-dimensional arrays dominated it; and maxima that need not carry NaN
+  (sums still do).
   """
   if jax.default_backend() == "cpu":
     return {"xla_cpu_experimental_ynn_fusion_type": "", "xla_cpu_enable_fast_min_max": True}
