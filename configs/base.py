@@ -20,27 +20,67 @@ def get_config() -> ConfigDict:
         "remat": "full",  # none: keep every activation; full: keep the input of each period and recompute inside
         "unroll": 0,  # periods written out per scan iteration; 0: all of them on CPU, 1 elsewhere
         "norm_epsilon": 1e-6,
+        "embedding_multiplier": 1.0,
+        "residual_multiplier": 1.0,  # of what each layer adds
+        "logits_multiplier": 1.0,
+        "logits_soft_cap": 0.0,  # cap * tanh(logits / cap); 0: no cap
         # A and L
         "num_heads": 4,
         "num_kv_heads": 2,
         "head_dim": 64,
-        "qk_norm": "none",  # rms: RMS norm of every query and key head
-        "rope_theta": 10_000.0,
+        "qk_norm": "none",  # RMS norm of queries and keys; head: of each head, all: of all heads together
+        "qkv_clip": 0.0,  # largest magnitude of queries, keys and values; 0: no limit
+        "attention_bias": "none",  # qkv: of query, key and value projections; all: of the output's too
+        "attention_scale": 0.0,  # of scores; 0: head_dim^-0.5
+        "attention_soft_cap": 0.0,  # of scores; 0: no cap
+        "attention_sinks": False,  # True: each head may attend to nothing, by a learned score
+        "attention_backend": "auto",  # reference, blockwise, cudnn, pallas; auto: the fastest here, which is logged
+        "position": "rope",  # none: attention knows order by its mask only
+        "rope": {
+          "theta": 10_000.0,
+          "fraction": 1.0,  # of the dims of a head that are turned, the first ones
+          "scaling": "none",  # linear, dynamic (NTK), yarn or llama3
+          "factor": 1.0,  # context length / original_tokens
+          "original_tokens": 4096,  # context length before scaling
+          "low_frequency_factor": 1.0,  # llama3
+          "high_frequency_factor": 4.0,  # llama3
+          "beta_fast": 32.0,  # yarn: turns in original_tokens above which a dim keeps its frequency
+          "beta_slow": 1.0,  # yarn: turns below which it is divided by factor
+          "attention_factor": 0.0,  # yarn: of queries and keys; 0: 0.1 ln(factor) + 1
+        },
         "window_tokens": 1024,  # L: keys a query sees, itself included
         # F
         "mlp_dim": 768,
+        "mlp_activation": "swiglu",  # of F and E; swiglu and geglu have a gate, gelu and relu2 have none
+        "mlp_bias": False,  # of F
         # E
         "num_experts": 8,
         "experts_per_token": 2,
         "expert_dim": 256,
+        "shared_expert_dim": 0,  # width of an expert that every token passes; 0: none
         "capacity_factor": 0.0,  # rows an expert takes in training / its even share; 0: no limit, nothing is dropped
+        "router": "softmax",  # softmax; sigmoid: every expert by itself; grouped: p(group) p(expert | group)
+        "router_normalize": True,  # the gates of a token sum to 1
+        "router_multiplier": 1.0,  # of the gates
+        "router_bias": False,  # True: a bias on the choice, not on the gate, that optimizer.router_bias_rate moves
+        "router_noise": 0.0,  # standard deviation of Gaussian noise on the router's logits at step 0 of training
+        "router_noise_steps": 0,  # steps over which the noise falls linearly to 0; 0: it stays
+        "expert_groups": "",  # of the grouped router, as knowledge=4,skill=2,meta=1,safety=1
+        "experts_backend": "auto",  # reference, sorted, capacity, pallas, tokamax; auto: the fastest here, logged
         # M
         "mamba_state_dim": 64,
         "mamba_conv_width": 4,  # tokens
         "mamba_expand": 2,  # inner width / embed_dim
+        "mamba_num_heads": 0,  # 0: mamba_expand * embed_dim / mamba_head_dim
         "mamba_head_dim": 64,
         "mamba_num_groups": 1,  # heads share B and C within a group
+        "mamba_norm_groups": 1,  # parts of the inner width that are normed apart
+        "mamba_bias": False,  # of the input and output projections
+        "mamba_conv_bias": True,
+        "mamba_dt_min": 0.0,  # limits of the time step
+        "mamba_dt_max": 0.0,  # 0: no limit
         "mamba_chunk_tokens": 128,
+        "ssd_backend": "auto",  # reference, chunked, pallas; auto: the fastest here, logged
       },
       "data": {
         "source": "stdlib",  # stdlib, synthetic or text:PATH (a file, a folder or a glob)
@@ -66,10 +106,13 @@ def get_config() -> ConfigDict:
         "epsilon": 1e-8,
         "weight_decay": 0.1,  # of weight matrices only
         "clip_norm": 1.0,  # global gradient norm
+        "router_bias_rate": 0.001,  # what model.router_bias moves by in a step
       },
       "loss": {
         "load_balance_weight": 0.01,
         "router_z_weight": 0.001,
+        "router_importance_weight": 0.0,
+        "router_entropy_weight": 0.0,
       },
       "train": {
         "steps": 1000,  # optimizer steps

@@ -21,7 +21,7 @@ def get_config() -> ConfigDict:
     num_heads=32,
     num_kv_heads=8,
     head_dim=128,
-    rope_theta=1000000.0,
+    rope={"theta": 1000000.0},
     num_experts=8,
     experts_per_token=2,
     expert_dim=14336,

@@ -21,7 +21,7 @@ def get_config() -> ConfigDict:
     num_kv_heads=8,
     head_dim=128,
     mlp_dim=14336,
-    rope_theta=500000.0,
+    rope={"theta": 500000.0},
     num_experts=120,
     experts_per_token=2,
     expert_dim=14336,

@@ -21,7 +21,7 @@ def get_config() -> ConfigDict:
     num_kv_heads=4,
     head_dim=64,
     mlp_dim=2048,
-    rope_theta=500000.0,
+    rope={"theta": 500000.0},
   )
   config.optimizer.update(learning_rate=3e-4, warmup_steps=2_000)
   config.train.update(steps=100_000, batch_size=32, sequence_length=1024, accumulation_steps=8)

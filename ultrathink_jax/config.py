@@ -35,6 +35,32 @@ def _divisors(number: int) -> str:
 
 
 @dataclasses.dataclass(frozen=True)
+class RopeConfig:
+  """How rotary angles follow from positions."""
+
+  theta: float
+  fraction: float
+  scaling: str
+  factor: float
+  original_tokens: int
+  low_frequency_factor: float
+  high_frequency_factor: float
+  beta_fast: float
+  beta_slow: float
+  attention_factor: float
+
+  def __post_init__(self) -> None:
+    _require_choice("model.rope", self, scaling=("none", "linear", "dynamic", "yarn", "llama3"))
+    _require_at_least("model.rope", self, 1, "factor", "original_tokens")
+    _require_at_least("model.rope", self, 0, "attention_factor")
+    for key in ("theta", "low_frequency_factor", "high_frequency_factor", "beta_fast", "beta_slow"):
+      if not getattr(self, key) > 0:
+        raise ConfigError(f"model.rope.{key}={getattr(self, key)} is not positive; choose a value above 0")
+    if not 0 < self.fraction <= 1:
+      raise ConfigError(f"model.rope.fraction={self.fraction} is outside (0, 1]; choose 1 to turn every dim of a head")
+
+
+@dataclasses.dataclass(frozen=True)
 class ModelConfig:
   """The architecture."""
 
@@ -46,29 +72,74 @@ class ModelConfig:
   remat: str
   unroll: int
   norm_epsilon: float
+  embedding_multiplier: float
+  residual_multiplier: float
+  logits_multiplier: float
+  logits_soft_cap: float
   num_heads: int
   num_kv_heads: int
   head_dim: int
   qk_norm: str
-  rope_theta: float
+  qkv_clip: float
+  attention_bias: str
+  attention_scale: float
+  attention_soft_cap: float
+  attention_sinks: bool
+  attention_backend: str
+  position: str
+  rope: RopeConfig
   window_tokens: int
   mlp_dim: int
+  mlp_activation: str
+  mlp_bias: bool
   num_experts: int
   experts_per_token: int
   expert_dim: int
+  shared_expert_dim: int
   capacity_factor: float
+  router: str
+  router_normalize: bool
+  router_multiplier: float
+  router_bias: bool
+  router_noise: float
+  router_noise_steps: int
+  expert_groups: str
+  experts_backend: str
   mamba_state_dim: int
   mamba_conv_width: int
   mamba_expand: int
+  mamba_num_heads: int
   mamba_head_dim: int
   mamba_num_groups: int
+  mamba_norm_groups: int
+  mamba_bias: bool
+  mamba_conv_bias: bool
+  mamba_dt_min: float
+  mamba_dt_max: float
   mamba_chunk_tokens: int
+  ssd_backend: str
 
   def __post_init__(self) -> None:
-    _require_choice("model", self, dtype=("bfloat16", "float32"), remat=("none", "full"), qk_norm=("none", "rms"))
-    counts = [f.name for f in dataclasses.fields(self) if f.type is int and f.name != "unroll"]
+    _require_choice(
+      "model",
+      self,
+      dtype=("bfloat16", "float32"),
+      remat=("none", "full"),
+      qk_norm=("none", "head", "all"),
+      attention_bias=("none", "qkv", "all"),
+      position=("rope", "none"),
+      mlp_activation=("swiglu", "geglu", "gelu", "relu2"),
+      router=("softmax", "sigmoid", "grouped"),
+      attention_backend=("auto", "reference", "blockwise", "cudnn", "pallas"),
+      experts_backend=("auto", "reference", "sorted", "capacity", "pallas", "tokamax"),
+      ssd_backend=("auto", "reference", "chunked", "pallas"),
+    )
+    may_be_zero = ("unroll", "shared_expert_dim", "router_noise_steps", "mamba_num_heads")
+    counts = [f.name for f in dataclasses.fields(self) if f.type is int and f.name not in may_be_zero]
     _require_at_least("model", self, 1, *counts)
-    _require_at_least("model", self, 0, "capacity_factor", "unroll")
+    at_least_zero = ("capacity_factor", "logits_soft_cap", "attention_soft_cap", "attention_scale", "qkv_clip")
+    _require_at_least("model", self, 0, *may_be_zero, *at_least_zero)
+    _require_at_least("model", self, 0, "router_noise", "mamba_dt_min", "mamba_dt_max")
     if self.num_heads % self.num_kv_heads:
       raise ConfigError(
         f"model.num_heads={self.num_heads} is not a multiple of model.num_kv_heads={self.num_kv_heads}; "
@@ -81,21 +152,46 @@ class ModelConfig:
         f"model.experts_per_token={self.experts_per_token} exceeds model.num_experts={self.num_experts}; "
         f"choose at most {self.num_experts}"
       )
+    if (self.router == "grouped") != bool(self.expert_groups):
+      raise ConfigError(
+        f"model.router={self.router!r} and model.expert_groups={self.expert_groups!r} contradict each other; "
+        "only the grouped router has groups, as in 'knowledge=4,skill=2,meta=1,safety=1'"
+      )
+    if self.expert_groups and sum(self.expert_group_sizes.values()) != self.num_experts:
+      raise ConfigError(
+        f"model.expert_groups={self.expert_groups!r} hold {sum(self.expert_group_sizes.values())} experts and "
+        f"model.num_experts={self.num_experts}; make them equal"
+      )
     inner_dim = self.mamba_expand * self.embed_dim
-    if inner_dim % self.mamba_head_dim:
+    if not self.mamba_num_heads and inner_dim % self.mamba_head_dim:
       raise ConfigError(
         f"mamba_expand * embed_dim = {inner_dim} is not a multiple of model.mamba_head_dim={self.mamba_head_dim}; "
         f"choose mamba_head_dim in {_divisors(inner_dim)}"
       )
-    if self.mamba_num_heads % self.mamba_num_groups:
-      raise ConfigError(
-        f"{self.mamba_num_heads} Mamba heads (mamba_expand * embed_dim / mamba_head_dim) are not a multiple of "
-        f"model.mamba_num_groups={self.mamba_num_groups}; choose mamba_num_groups in {_divisors(self.mamba_num_heads)}"
-      )
+    for key in ("mamba_num_groups", "mamba_norm_groups"):
+      if self.mamba_heads % getattr(self, key):
+        raise ConfigError(
+          f"{self.mamba_heads} Mamba heads are not a multiple of model.{key}={getattr(self, key)}; "
+          f"choose {key} in {_divisors(self.mamba_heads)}"
+        )
 
   @property
-  def mamba_num_heads(self) -> int:
-    return self.mamba_expand * self.embed_dim // self.mamba_head_dim
+  def mamba_heads(self) -> int:
+    return self.mamba_num_heads or self.mamba_expand * self.embed_dim // self.mamba_head_dim
+
+  @property
+  def expert_group_sizes(self) -> dict[str, int]:
+    """Names and sizes of the expert groups, in the order of the experts; empty without groups."""
+    sizes = {}
+    for item in filter(None, self.expert_groups.split(",")):
+      name, _, size = item.partition("=")
+      if not name.isidentifier() or not size.isdigit() or not int(size) or name in sizes:
+        raise ConfigError(
+          f"model.expert_groups={self.expert_groups!r}: {item!r} is not a new NAME=SIZE; write for example "
+          "'knowledge=4,skill=2,meta=1,safety=1'"
+        )
+      sizes[name] = int(size)
+    return sizes
 
 
 @dataclasses.dataclass(frozen=True)
@@ -147,11 +243,19 @@ class OptimizerConfig:
   epsilon: float
   weight_decay: float
   clip_norm: float
+  router_bias_rate: float
 
   def __post_init__(self) -> None:
     _require_fraction("optimizer", self, "beta1", "beta2")
     _require_at_least(
-      "optimizer", self, 0, "learning_rate", "warmup_steps", "weight_decay", "final_learning_rate_ratio"
+      "optimizer",
+      self,
+      0,
+      "learning_rate",
+      "warmup_steps",
+      "weight_decay",
+      "final_learning_rate_ratio",
+      "router_bias_rate",
     )
     for key in ("epsilon", "clip_norm"):
       if not getattr(self, key) > 0:
@@ -164,9 +268,11 @@ class LossConfig:
 
   load_balance_weight: float
   router_z_weight: float
+  router_importance_weight: float
+  router_entropy_weight: float
 
   def __post_init__(self) -> None:
-    _require_at_least("loss", self, 0, "load_balance_weight", "router_z_weight")
+    _require_at_least("loss", self, 0, *(field.name for field in dataclasses.fields(self)))
 
 
 @dataclasses.dataclass(frozen=True)

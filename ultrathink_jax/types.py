@@ -35,8 +35,9 @@ class Output(NamedTuple):
   """What a language model returns.
 
   Attributes:
-    hidden: final hidden states after the last norm, in the compute dtype.
+    hidden: final hidden states after the last norm, times the model's logits multiplier, in the compute dtype.
     unembedding: the vocabulary projection [D, V], float32; losses apply it in chunks.
+    soft_cap: logits are cap * tanh(hidden unembedding / cap); None where the model has no cap.
     cache: the caches to decode with, or None in training.
     aux: {layer path: {name: array}} of routing losses and counts, stacked over the repeats of a period.
     taps: {layer path: [R, B, T, D]} residual stream after each layer; removed by the compiler where nothing reads it.
@@ -44,6 +45,7 @@ class Output(NamedTuple):
 
   hidden: Float[Array, "B T D"]
   unembedding: Float[Array, "D V"]
+  soft_cap: Float[Array, ""] | float | None
   cache: Any
   aux: dict[str, dict[str, Array]]
   taps: dict[str, Array]

@@ -5,20 +5,19 @@ import numpy as np
 from tests.conftest import packed_context
 from ultrathink_jax.kernels.conv1d import conv1d
 
-KEYS = jax.random.split(jax.random.key(0), 3)
+KEYS = jax.random.split(jax.random.key(0))
 X = jax.random.normal(KEYS[0], (2, 15, 6))
 KERNEL = jax.random.normal(KEYS[1], (4, 6))
-BIAS = jax.random.normal(KEYS[2], (6,))
 
 
 def oracle(x):
   """numpy.convolve of one document, channel by channel."""
-  columns = [np.convolve(x[:, d], KERNEL[::-1, d])[: len(x)] + BIAS[d] for d in range(x.shape[1])]
+  columns = [np.convolve(x[:, d], KERNEL[::-1, d])[: len(x)] for d in range(x.shape[1])]
   return np.stack(columns, axis=1)
 
 
 def test_each_document_is_convolved_by_itself():
-  y = conv1d(X, KERNEL, BIAS, packed_context(5, 2, 8, batch=2).segment_ids)
+  y = conv1d(X, KERNEL, packed_context(5, 2, 8, batch=2).segment_ids)
   for row in range(2):
     parts = [oracle(np.asarray(X[row, a:b])) for a, b in ((0, 5), (5, 7), (7, 15))]
     np.testing.assert_allclose(y[row], np.concatenate(parts), rtol=1e-5, atol=1e-5)
@@ -26,6 +25,6 @@ def test_each_document_is_convolved_by_itself():
 
 def test_a_document_can_be_continued_from_its_last_inputs():
   ones = jnp.ones((2, 15), jnp.int32)
-  whole = conv1d(X, KERNEL, BIAS, ones)
-  rest = conv1d(X[:, 9:], KERNEL, BIAS, ones[:, 9:], X[:, 6:9])
+  whole = conv1d(X, KERNEL, ones)
+  rest = conv1d(X[:, 9:], KERNEL, ones[:, 9:], X[:, 6:9])
   np.testing.assert_allclose(rest, whole[:, 9:], rtol=1e-6, atol=1e-6)

@@ -77,6 +77,6 @@ def test_attention_does_not_depend_on_the_absolute_position():
 
 def test_qk_norm_bounds_attention_scores():
   plain, x = layer("A", packed_context(T))
-  normed, _ = layer("A", packed_context(T), qk_norm="rms")
+  normed, _ = layer("A", packed_context(T), qk_norm="head")
   np.testing.assert_allclose(normed(x) - x, normed(100 * x) - 100 * x, rtol=1e-2, atol=1e-2)
   assert float(jnp.abs(plain(x) - normed(x)).max()) > 0.1

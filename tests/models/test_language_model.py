@@ -97,7 +97,7 @@ def test_every_trainable_leaf_gets_a_gradient(params):
   row = tokens(4, 64)
   context = packed_context(40, 24, batch=4)
   batch = Batch(row, jnp.roll(row, -1, axis=1), jnp.ones((4, 64)), context)
-  loss = lambda params: language_modeling_loss(apply(params, row, context), batch, LossConfig(0.01, 0.001))[0]
+  loss = lambda params: language_modeling_loss(apply(params, row, context), batch, LossConfig(0.01, 0.001, 0.0, 0.0))[0]
   for path, gradient in jax.tree_util.tree_leaves_with_path(jax.jit(jax.grad(loss))(params)):
     per_layer = gradient if path[0].key.startswith("group") else gradient[None]
     assert bool(jnp.all(jnp.any(per_layer != 0, axis=tuple(range(1, per_layer.ndim))))), jax.tree_util.keystr(path)
@@ -111,7 +111,7 @@ def test_a_new_model_is_uniform_on_random_tokens(tied):
   context = packed_context(128, batch=8)
   batch = Batch(row, targets, jnp.ones((8, 128)), context)
   output = apply(jax.jit(lambda: init_params(model, jax.random.key(0)))(), row, context, model=model)
-  loss, info = language_modeling_loss(output, batch, LossConfig(0.0, 0.0))
+  loss, info = language_modeling_loss(output, batch, LossConfig(0.0, 0.0, 0.0, 0.0))
   assert abs(float(loss / info.weight) - np.log(500)) < 0.05
 
 

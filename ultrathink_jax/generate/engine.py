@@ -15,8 +15,8 @@ from jaxtyping import Array, Bool, Float, Int, Key
 from ultrathink_jax.config import GenerateConfig, ModelConfig
 from ultrathink_jax.data.tokenizer import Tokenizer
 from ultrathink_jax.generate.sampling import Sampling, sample
-from ultrathink_jax.models.language_model import LanguageModel, inference_config, init_cache
-from ultrathink_jax.types import Context, Parameters
+from ultrathink_jax.models.language_model import LanguageModel, inference_config, init_cache, logits
+from ultrathink_jax.types import Context, Output, Parameters
 
 _TOKENS_PER_CALL = 16  # decoded between two looks at the stop conditions
 _LENGTH_STEP = 64  # prompts and caches are rounded up to multiples of this, so that few shapes are compiled
@@ -92,11 +92,11 @@ def _prefill(
   last = jnp.take_along_axis(output.hidden, lengths[:, None, None] - 1, axis=1)
   row = jnp.arange(B)[:, None]
   seen = jnp.zeros((B, model.vocab_size), bool).at[row, tokens].max(is_token)
-  return _State(output.cache, _next_logits(last, output.unembedding), lengths, jnp.int32(0), jnp.zeros(B, bool), seen)
+  return _State(output.cache, _next_logits(output._replace(hidden=last)), lengths, jnp.int32(0), jnp.zeros(B, bool), seen)
 
 
-def _next_logits(hidden: Float[Array, "B 1 D"], unembedding: Float[Array, "D V"]) -> Float[Array, "B V"]:
-  return jnp.einsum("bd,dv->bv", hidden[:, 0], unembedding.astype(hidden.dtype), preferred_element_type=jnp.float32)
+def _next_logits(output: Output) -> Float[Array, "B V"]:
+  return logits(output)[:, 0]
 
 
 @partial(jax.jit, static_argnums=(0, 5), donate_argnums=(2,))
@@ -118,7 +118,7 @@ def _decode(
     seen = state.seen.at[jnp.arange(tokens.size), tokens].set(True)
     return _State(
       output.cache,
-      _next_logits(output.hidden, output.unembedding),
+      _next_logits(output),
       state.length + 1,
       state.num_new + 1,
       state.is_done | (tokens == eos_id),

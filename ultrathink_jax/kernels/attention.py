@@ -1,12 +1,29 @@
 """Grouped-query softmax attention, the plain form that holds all scores at once.
 
-Source: arXiv:2305.13245 (grouped queries), arXiv:2004.05150 (sliding window).
+Source: arXiv:2305.13245 (grouped queries), arXiv:2004.05150 (sliding window), arXiv:2408.00118 (soft cap),
+arXiv:2309.17453 and openai/gpt-oss (learned sinks).
 Letters: B batch  T query length  S key length  N query heads  K kv heads  G = N/K  H head dim.
 """
+
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
+
+
+class Scoring(NamedTuple):
+  """How scores come from queries and keys; plain numbers, so that it can be static.
+
+  Attributes:
+    scale: of query . key.
+    soft_cap: scores become cap * tanh(score / cap); None leaves them.
+    window_tokens: keys a query sees, itself included; None for all.
+  """
+
+  scale: float
+  soft_cap: float | None = None
+  window_tokens: int | None = None
 
 
 def visible(
@@ -36,14 +53,24 @@ def attention(
   key_positions: Int[Array, "B S"],
   query_segments: Int[Array, "B T"],
   key_segments: Int[Array, "B S"],
-  window_tokens: int | None = None,
+  scoring: Scoring,
+  sinks: Float[Array, " N"] | None = None,
 ) -> Float[Array, "B T N H"]:
-  """Returns softmax(query key / sqrt(H)) value over the visible keys, 0 for padding; the softmax is float32."""
+  """Returns softmax(scores) value over the visible keys, 0 for padding; scores and softmax are float32.
+
+  `sinks` are scores of one more key per head that every query sees and whose value is 0.
+  """
   B, T, N, H = query.shape
   K = key.shape[2]
-  mask = visible(query_positions, key_positions, query_segments, key_segments, window_tokens)[:, None, None]
+  mask = visible(query_positions, key_positions, query_segments, key_segments, scoring.window_tokens)[:, None, None]
   query = query.reshape(B, T, K, N // K, H)
-  scores = jnp.einsum("btkgh,bskh->bkgts", query, key, preferred_element_type=jnp.float32) * H**-0.5
-  weights = jax.nn.softmax(scores, axis=-1, where=mask)
+  scores = jnp.einsum("btkgh,bskh->bkgts", query, key, preferred_element_type=jnp.float32) * scoring.scale
+  if scoring.soft_cap is not None:
+    scores = scoring.soft_cap * jnp.tanh(scores / scoring.soft_cap)
+  if sinks is not None:
+    sinks = jnp.broadcast_to(sinks.astype(jnp.float32).reshape(K, N // K, 1, 1), (*scores.shape[:-1], 1))
+    scores = jnp.concatenate([scores, sinks], axis=-1)
+    mask = jnp.concatenate([mask, jnp.ones_like(mask[..., :1])], axis=-1)
+  weights = jax.nn.softmax(scores, axis=-1, where=mask)[..., : key.shape[1]]
   out = jnp.einsum("bkgts,bskh->btkgh", weights.astype(value.dtype), value)
   return out.reshape(B, T, N, H)

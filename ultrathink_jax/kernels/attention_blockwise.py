@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from ultrathink_jax.kernels.attention import visible
+from ultrathink_jax.kernels.attention import Scoring, visible
 
 _BLOCK_TOKENS = 128
 _MAX_BLOCKS = 16
@@ -28,14 +28,17 @@ def attention_blockwise(
   key_positions: Int[Array, "B T"],
   query_segments: Int[Array, "B T"],
   key_segments: Int[Array, "B T"],
-  window_tokens: int | None = None,
+  scoring: Scoring,
+  sinks: Float[Array, " N"] | None = None,
 ) -> Float[Array, "B T N H"]:
   """Returns what `attention` does for rows in document order, where no query sees a key of a higher index."""
   B, T, N, H = query.shape
   K = key.shape[2]
-  heads_first = query.reshape(B, T, K, N // K, H).transpose(0, 2, 3, 1, 4) * jnp.asarray(H**-0.5, query.dtype)
+  heads_first = query.reshape(B, T, K, N // K, H).transpose(0, 2, 3, 1, 4) * jnp.asarray(scoring.scale, query.dtype)
   where = (query_positions, key_positions, query_segments, key_segments)
-  out = _attend(heads_first, key.transpose(0, 2, 1, 3), value.transpose(0, 2, 1, 3), where, window_tokens)
+  if sinks is not None:
+    sinks = sinks.astype(jnp.float32).reshape(K, N // K, 1, 1)
+  out = _attend(heads_first, key.transpose(0, 2, 1, 3), value.transpose(0, 2, 1, 3), sinks, where, scoring)
   return out.transpose(0, 3, 1, 2, 4).reshape(B, T, N, H)
 
 
@@ -55,8 +58,9 @@ def _mask(where, queries: slice, keys: slice, window_tokens: int | None) -> Bool
   return visible(*positions, *segments, window_tokens)[:, None, None]
 
 
-def _scores(query: Float[Array, "B K G t H"], key: Float[Array, "B K S H"], mask) -> Float[Array, "B K G t S"]:
-  return jnp.where(mask, _by_head("bkmh,bksh->bkms", query, key), _HIDDEN_SCORE)
+def _scores(query: Float[Array, "B K G t H"], key: Float[Array, "B K S H"], scoring: Scoring) -> Array:
+  scores = _by_head("bkmh,bksh->bkms", query, key)
+  return scores if scoring.soft_cap is None else scoring.soft_cap * jnp.tanh(scores / scoring.soft_cap)
 
 
 def _by_head(spec: str, rows: Float[Array, "B K G t _"], other: Array) -> Float[Array, "B K G t _"]:
@@ -66,44 +70,58 @@ def _by_head(spec: str, rows: Float[Array, "B K G t _"], other: Array) -> Float[
   return out.reshape(B, K, G, t, -1)
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(4,))
-def _attend(query, key, value, where, window_tokens: int | None) -> Float[Array, "B K G T H"]:
-  return _attend_forward(query, key, value, where, window_tokens)[0]
+@partial(jax.custom_vjp, nondiff_argnums=(5,))
+def _attend(query, key, value, sinks, where, scoring: Scoring) -> Float[Array, "B K G T H"]:
+  return _attend_forward(query, key, value, sinks, where, scoring)[0]
 
 
-def _attend_forward(query, key, value, where, window_tokens: int | None):
+def _attend_forward(query, key, value, sinks, where, scoring: Scoring):
   outs, log_normalizers = [], []
-  for queries, keys in _blocks(query.shape[3], window_tokens):
-    mask = _mask(where, queries, keys, window_tokens)
-    scores = _scores(query[:, :, :, queries], key[:, :, keys], mask)
+  for queries, keys in _blocks(query.shape[3], scoring.window_tokens):
+    mask = _mask(where, queries, keys, scoring.window_tokens)
+    scores = jnp.where(mask, _scores(query[:, :, :, queries], key[:, :, keys], scoring), _HIDDEN_SCORE)
     highest = jnp.max(scores, axis=-1, keepdims=True)
+    if sinks is not None:
+      highest = jnp.maximum(highest, sinks)
     weights = jnp.exp(scores - highest)
     normalizer = jnp.sum(weights, axis=-1, keepdims=True)
+    if sinks is not None:
+      normalizer += jnp.exp(sinks - highest)
     mixed = _by_head("bkms,bksh->bkmh", weights.astype(value.dtype), value[:, :, keys])
     is_token = where[2][:, None, None, queries, None] != 0
     outs.append(jnp.where(is_token, mixed / normalizer, 0).astype(query.dtype))
     log_normalizers.append(highest + jnp.log(normalizer))
   out, log_normalizer = jnp.concatenate(outs, axis=3), jnp.concatenate(log_normalizers, axis=3)
-  return out, (query, key, value, where, out, log_normalizer)
+  return out, (query, key, value, sinks, where, out, log_normalizer)
 
 
-def _attend_backward(window_tokens: int | None, residuals, out_gradient):
-  query, key, value, where, out, log_normalizer = residuals
+def _attend_backward(scoring: Scoring, residuals, out_gradient):
+  query, key, value, sinks, where, out, log_normalizer = residuals
   dtype = query.dtype
+  # Of each query, what its weights take from one another: sum of weight * gradient of weight.
+  means = jnp.sum(out_gradient.astype(jnp.float32) * out.astype(jnp.float32), axis=-1, keepdims=True)
   query_gradients = []
   key_gradient, value_gradient = (jnp.zeros(array.shape, jnp.float32) for array in (key, value))
-  for queries, keys in _blocks(query.shape[3], window_tokens):
-    q, o, d, z = (array[:, :, :, queries] for array in (query, out, out_gradient, log_normalizer))
+  for queries, keys in _blocks(query.shape[3], scoring.window_tokens):
+    q, d, z, mean = (array[:, :, :, queries] for array in (query, out_gradient, log_normalizer, means))
     k, v = key[:, :, keys], value[:, :, keys]
-    mask = _mask(where, queries, keys, window_tokens)
-    weights = jnp.where(mask, jnp.exp(_by_head("bkmh,bksh->bkms", q, k) - z), 0)
-    mean_gradient = jnp.sum(d.astype(jnp.float32) * o.astype(jnp.float32), axis=-1, keepdims=True)
-    scores_gradient = (weights * (_by_head("bkmh,bksh->bkms", d, v) - mean_gradient)).astype(dtype)
+    mask = _mask(where, queries, keys, scoring.window_tokens)
+    scores = _scores(q, k, scoring)
+    weights = jnp.where(mask, jnp.exp(scores - z), 0)
+    scores_gradient = weights * (_by_head("bkmh,bksh->bkms", d, v) - mean)
+    if scoring.soft_cap is not None:
+      scores_gradient *= 1 - jnp.square(scores / scoring.soft_cap)
+    scores_gradient = scores_gradient.astype(dtype)
     query_gradients.append(_by_head("bkms,bksh->bkmh", scores_gradient, k).astype(dtype))
     key_gradient = key_gradient.at[:, :, keys].add(_over_queries(scores_gradient, q))
     value_gradient = value_gradient.at[:, :, keys].add(_over_queries(weights.astype(dtype), d))
   query_gradient = jnp.concatenate(query_gradients, axis=3)
-  return query_gradient, key_gradient.astype(dtype), value_gradient.astype(dtype), None
+  sinks_gradient = None
+  if sinks is not None:
+    is_token = where[2][:, None, None, :, None] != 0
+    taken = jnp.where(is_token, jnp.exp(sinks - log_normalizer) * means, 0)
+    sinks_gradient = -jnp.sum(taken, axis=(0, 3))[:, :, None]
+  return query_gradient, key_gradient.astype(dtype), value_gradient.astype(dtype), sinks_gradient, None
 
 
 def _over_queries(weights: Float[Array, "B K G t S"], rows: Float[Array, "B K G t H"]) -> Float[Array, "B K S H"]:

@@ -10,11 +10,10 @@ from jaxtyping import Array, Float, Int
 def conv1d(
   x: Float[Array, "B T D"],
   kernel: Float[Array, "W D"],
-  bias: Float[Array, " D"],
   segment_ids: Int[Array, "B T"],
   state: Float[Array, "B W-1 D"] | None = None,
 ) -> Float[Array, "B T D"]:
-  """Returns sum_w kernel[w] x[t - (W - 1) + w] + bias over the inputs of t's own document.
+  """Returns sum_w kernel[w] x[t - (W - 1) + w] over the inputs of t's own document.
 
   `state` are the W - 1 inputs before x, oldest first, taken to belong to the document of the first token; without it
   nothing comes before.
@@ -26,7 +25,7 @@ def conv1d(
   else:
     x = jnp.concatenate([state.astype(x.dtype), x], axis=1)
     segments = jnp.pad(segment_ids, ((0, 0), (W - 1, 0)), mode="edge")
-  y = x[:, W - 1 :] * kernel[W - 1] + bias
+  y = x[:, W - 1 :] * kernel[W - 1]
   for w in range(W - 1):
     is_same = segments[:, w : w + T] == segment_ids
     y += jnp.where(is_same[:, :, None], x[:, w : w + T], 0) * kernel[w]

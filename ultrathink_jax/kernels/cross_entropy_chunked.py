@@ -12,6 +12,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
+from ultrathink_jax.kernels.cross_entropy import soft_cap
+
 _MAX_CHUNK_LOGITS = 2**25  # 128 MiB of float32
 
 
@@ -26,10 +28,11 @@ def cross_entropy_chunked(
   kernel: Float[Array, "D V"],
   targets: Int[Array, "B T"],
   weights: Float[Array, "B T"],
+  cap: Float[Array, ""] | float | None = None,
 ) -> Float[Array, ""]:
   """Returns what `cross_entropy` does, differentiable in `hidden` and `kernel`."""
   B, T, _ = hidden.shape
-  return _loss(hidden, kernel, targets, weights, chunk_length(B, T, kernel.shape[1]))
+  return _loss(hidden, kernel, targets, weights, cap, chunk_length(B, T, kernel.shape[1]))
 
 
 def _split(array: Array, chunk: int) -> Array:
@@ -38,30 +41,33 @@ def _split(array: Array, chunk: int) -> Array:
   return jnp.moveaxis(array.reshape(B, T // chunk, chunk, *array.shape[2:]), 1, 0)
 
 
-def _logits_and_loss(hidden, kernel, targets, weights):
+def _logits_and_loss(hidden, kernel, targets, weights, cap):
   logits = jnp.einsum("btd,dv->btv", hidden, kernel, preferred_element_type=jnp.float32)
+  logits = soft_cap(logits, cap)
   normalizer = jax.nn.logsumexp(logits, axis=-1)
   target_logits = jnp.take_along_axis(logits, targets[..., None], axis=-1)[..., 0]
   return logits, normalizer, jnp.sum(weights * (normalizer - target_logits))
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(4,))
-def _loss(hidden, kernel, targets, weights, chunk: int):
+@partial(jax.custom_vjp, nondiff_argnums=(5,))
+def _loss(hidden, kernel, targets, weights, cap, chunk: int):
   def add(total, inputs):
     hidden, targets, weights = inputs
-    return total + _logits_and_loss(hidden, kernel.astype(hidden.dtype), targets, weights)[-1], None
+    return total + _logits_and_loss(hidden, kernel.astype(hidden.dtype), targets, weights, cap)[-1], None
 
   chunks = tuple(_split(array, chunk) for array in (hidden, targets, weights))
   return jax.lax.scan(add, jnp.float32(0), chunks)[0]
 
 
-def _loss_forward(hidden, kernel, targets, weights, chunk: int):
+def _loss_forward(hidden, kernel, targets, weights, cap, chunk: int):
   def add(carry, inputs):
     total, kernel_gradient = carry
     hidden, targets, weights = inputs
-    logits, normalizer, loss = _logits_and_loss(hidden, kernel.astype(hidden.dtype), targets, weights)
+    logits, normalizer, loss = _logits_and_loss(hidden, kernel.astype(hidden.dtype), targets, weights, cap)
     is_target = jnp.arange(kernel.shape[1]) == targets[..., None]
     gradient = weights[..., None] * (jnp.exp(logits - normalizer[..., None]) - is_target)
+    if cap is not None:
+      gradient *= 1 - jnp.square(logits / cap)
     gradient = gradient.astype(hidden.dtype)
     hidden_gradient = jnp.einsum("btv,dv->btd", gradient, kernel.astype(hidden.dtype))
     kernel_gradient += jnp.einsum("btd,btv->dv", hidden, gradient, preferred_element_type=jnp.float32)
@@ -76,7 +82,7 @@ def _loss_forward(hidden, kernel, targets, weights, chunk: int):
 
 def _loss_backward(chunk: int, residuals, scale):
   hidden_gradient, kernel_gradient = residuals
-  return hidden_gradient * scale.astype(hidden_gradient.dtype), kernel_gradient * scale, None, None
+  return hidden_gradient * scale.astype(hidden_gradient.dtype), kernel_gradient * scale, None, None, None
 
 
 _loss.defvjp(_loss_forward, _loss_backward)

@@ -1,12 +1,14 @@
-"""Mixture of SwiGLU experts: the plain form that runs every expert on every token.
+"""Mixture of feed-forward experts: the plain form that runs every expert on every token.
 
-Source: arXiv:2101.03961 (capacity), arXiv:2002.05202 (SwiGLU).
+Source: arXiv:2101.03961 (capacity).
 Letters: T tokens of the whole batch  K choices of a token  E experts  D embed  F expert width.
 """
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
+
+from ultrathink_jax.kernels.activation import activate
 
 
 def rank_in_expert(choices: Int[Array, "T K"], num_experts: int) -> Int[Array, "T K"]:
@@ -22,21 +24,25 @@ def experts(
   x: Float[Array, "T D"],
   choices: Int[Array, "T K"],
   gates: Float[Array, "T K"],
-  gate_kernel: Float[Array, "E D F"],
+  gate_kernel: Float[Array, "E D F"] | None,
   up_kernel: Float[Array, "E D F"],
   down_kernel: Float[Array, "E F D"],
   capacity: int | None = None,
+  activation: str = "swiglu",
 ) -> tuple[Float[Array, "T D"], Bool[Array, "T K"]]:
   """Returns sum_k gates[t, k] expert_{choices[t, k]}(x[t]) and which choices were computed.
+
+  An expert is down(activate(gate x, up x)), or down(activate(up x)) without `gate_kernel`.
 
   A choice of E (one past the last expert) marks a token that is not to be routed. An expert takes the first
   `capacity` choices of it in token order and drops the others; None takes all.
   """
-  E = gate_kernel.shape[0]
+  E = up_kernel.shape[0]
   is_computed = choices < E
   if capacity is not None:
     is_computed &= rank_in_expert(choices, E) < capacity
   combine = jnp.einsum("tk,tke->te", gates * is_computed, jax.nn.one_hot(choices, E, dtype=gates.dtype))
-  hidden = jax.nn.silu(jnp.einsum("td,edf->tef", x, gate_kernel)) * jnp.einsum("td,edf->tef", x, up_kernel)
+  gate = None if gate_kernel is None else jnp.einsum("td,edf->tef", x, gate_kernel)
+  hidden = activate(activation, gate, jnp.einsum("td,edf->tef", x, up_kernel))
   y = jnp.einsum("tef,efd,te->td", hidden, down_kernel, combine.astype(x.dtype))
   return y, is_computed

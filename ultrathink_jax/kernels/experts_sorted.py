@@ -1,4 +1,4 @@
-"""Mixture of SwiGLU experts on rows sorted by expert: work follows the chosen experts, and moving rows is all gathers.
+"""Mixture of experts on rows sorted by expert: work follows the chosen experts, and moving rows is all gathers.
 
 Every choice of a token gets a slot in a buffer of rows. With a capacity the buffer is [E, C]: C slots an expert, and
 what finds none is dropped. Without one it is [M, R]: an expert's rows are padded up to whole blocks of R slots, so that
@@ -14,6 +14,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
+from ultrathink_jax.kernels.activation import activate
+
 _BLOCK_ROWS = 128
 
 
@@ -28,13 +30,14 @@ def experts_sorted(
   x: Float[Array, "T D"],
   choices: Int[Array, "T K"],
   gates: Float[Array, "T K"],
-  gate_kernel: Float[Array, "E D F"],
+  gate_kernel: Float[Array, "E D F"] | None,
   up_kernel: Float[Array, "E D F"],
   down_kernel: Float[Array, "E F D"],
   capacity: int | None = None,
+  activation: str = "swiglu",
 ) -> tuple[Float[Array, "T D"], Bool[Array, "T K"]]:
   """Returns what `experts` does."""
-  E, D = gate_kernel.shape[:2]
+  E, D = up_kernel.shape[:2]
   counts = jnp.sum(jax.nn.one_hot(choices.reshape(-1), E, dtype=jnp.int32), axis=0)
   if capacity is None:
     block = min(_BLOCK_ROWS, max(8, -(-choices.size // E)))
@@ -43,16 +46,16 @@ def experts_sorted(
     plan = _plan(choices, first_slot[:-1], counts, choices.size, num_blocks * block)
     expert_of_block = jnp.searchsorted(first_slot[1:], jnp.arange(num_blocks) * block, side="right")
     expert_of_block = jnp.minimum(expert_of_block, E - 1)
-    kernels = [_kernel_of_block(kernel, expert_of_block) for kernel in (gate_kernel, up_kernel, down_kernel)]
+    of_block = lambda kernel: _kernel_of_block(kernel, expert_of_block)
     buffer = (num_blocks, block, D)
   else:
     plan = _plan(choices, jnp.arange(E, dtype=jnp.int32) * capacity, counts, capacity, E * capacity)
-    kernels = [gate_kernel, up_kernel, down_kernel]
+    of_block = lambda kernel: kernel
     buffer = (E, capacity, D)
   rows = _dispatch(x, plan).reshape(buffer)
-  gate, up, down = kernels
-  hidden = jax.nn.silu(jnp.einsum("erd,edf->erf", rows, gate)) * jnp.einsum("erd,edf->erf", rows, up)
-  rows = jnp.einsum("erf,efd->erd", hidden, down).reshape(-1, D)
+  gate = None if gate_kernel is None else jnp.einsum("erd,edf->erf", rows, of_block(gate_kernel))
+  hidden = activate(activation, gate, jnp.einsum("erd,edf->erf", rows, of_block(up_kernel)))
+  rows = jnp.einsum("erf,efd->erd", hidden, of_block(down_kernel)).reshape(-1, D)
   return _combine(rows, gates.astype(x.dtype), plan), plan.slot_of_choice < rows.shape[0]
 
 

@@ -1,6 +1,6 @@
-"""Causal grouped-query attention with rotary positions, over the whole document or a sliding window.
+"""Causal grouped-query attention over the whole document or a sliding window.
 
-Source: arXiv:2305.13245 (grouped queries), arXiv:2104.09864 (RoPE), arXiv:2010.04245 (QK norm).
+Source: arXiv:2305.13245 (grouped queries), arXiv:2010.04245 (QK norm).
 Letters: B batch  T query length  S key length  D embed  N query heads  K kv heads  H head dim.
 """
 
@@ -11,8 +11,9 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jaxtyping import Array, Float, Int
 
-from ultrathink_jax.kernels.attention import attention
-from ultrathink_jax.kernels.attention_blockwise import attention_blockwise
+from ultrathink_jax.config import RopeConfig
+from ultrathink_jax.kernels.attention import Scoring, attention
+from ultrathink_jax.kernels.backends import ATTENTION, resolve_attention
 from ultrathink_jax.layers.linear import Projection
 from ultrathink_jax.layers.norm import RMSNorm
 from ultrathink_jax.layers.rope import rotate
@@ -24,11 +25,15 @@ class AttentionConfig:
   num_heads: int
   num_kv_heads: int
   head_dim: int
-  rope_theta: float
+  rope: RopeConfig | None  # None: no positions
   qk_norm: str
+  qkv_clip: float
+  bias: str
+  has_sinks: bool
+  scoring: Scoring
+  backend: str
   norm_epsilon: float
   out_scale: float  # of the output projection's initial deviation
-  window_tokens: int | None = None
 
 
 class KVCache(NamedTuple):
@@ -44,7 +49,7 @@ class KVCache(NamedTuple):
 
 def init_cache(config: AttentionConfig, batch_size: int, length: int, dtype: Any) -> KVCache:
   """Returns an empty cache for documents of up to `length` tokens."""
-  slots = length if config.window_tokens is None else min(length, config.window_tokens)
+  slots = min(length, config.scoring.window_tokens or length)
   shape = (batch_size, slots, config.num_kv_heads, config.head_dim)
   return KVCache(jnp.zeros(shape, dtype), jnp.zeros(shape, dtype), jnp.full(shape[:2], -1, jnp.int32))
 
@@ -59,24 +64,33 @@ class Attention(nn.Module):
     """Returns the mixed tokens; with a cache, they follow the cached document (one document a row, padding behind)."""
     c = self.config
     kv_dims, kv_axes = (c.num_kv_heads, c.head_dim), ("embed", "kv_heads", "head_dim")
-    query = Projection((c.num_heads, c.head_dim), ("embed", "heads", "head_dim"), name="query")(x)
-    key = Projection(kv_dims, kv_axes, name="key")(x)
-    value = Projection(kv_dims, kv_axes, name="value")(x)
-    if c.qk_norm == "rms":
-      query = RMSNorm(c.norm_epsilon, ("head_dim",), name="query_norm")(query)
-      key = RMSNorm(c.norm_epsilon, ("head_dim",), name="key_norm")(key)
-    query = rotate(query, context.positions, c.rope_theta)
-    key = rotate(key, context.positions, c.rope_theta)
+    has_bias = c.bias != "none"
+    query = Projection((c.num_heads, c.head_dim), ("embed", "heads", "head_dim"), has_bias=has_bias, name="query")(x)
+    key = Projection(kv_dims, kv_axes, has_bias=has_bias, name="key")(x)
+    value = Projection(kv_dims, kv_axes, has_bias=has_bias, name="value")(x)
+    if c.qk_norm != "none":
+      axes = lambda heads: ("head_dim",) if c.qk_norm == "head" else (heads, "head_dim")
+      query = RMSNorm(c.norm_epsilon, axes("heads"), name="query_norm")(query)
+      key = RMSNorm(c.norm_epsilon, axes("kv_heads"), name="key_norm")(key)
+    if c.qkv_clip:
+      query, key, value = (jnp.clip(array, -c.qkv_clip, c.qkv_clip) for array in (query, key, value))
+    if c.rope is not None:
+      query, key = rotate(query, context.positions, c.rope), rotate(key, context.positions, c.rope)
+    sinks = None
+    if c.has_sinks:
+      init = nn.with_logical_partitioning(nn.initializers.zeros, ("heads",))
+      sinks = self.param("sinks", init, (c.num_heads,), jnp.float32)
     positions, segments = context.positions, context.segment_ids
     if cache is None:
-      out = attention_blockwise(query, key, value, positions, positions, segments, segments, c.window_tokens)
+      attend = ATTENTION[resolve_attention(c.backend, c.scoring, c.has_sinks)]
+      out = attend(query, key, value, positions, positions, segments, segments, c.scoring, sinks)
     else:
-      out, cache = _attend_with_cache(query, key, value, context, cache, c.window_tokens)
-    y = Projection(x.shape[-1:], ("heads", "head_dim", "embed"), c.out_scale, name="out")(out)
-    return y, cache, {}
+      out, cache = _attend_with_cache(query, key, value, context, cache, c.scoring, sinks)
+    to_embed = Projection(x.shape[-1:], ("heads", "head_dim", "embed"), c.out_scale, c.bias == "all", name="out")
+    return to_embed(out), cache, {}
 
 
-def _attend_with_cache(query, key, value, context: Context, cache: KVCache, window_tokens: int | None):
+def _attend_with_cache(query, key, value, context: Context, cache: KVCache, scoring: Scoring, sinks):
   """Returns the output and the cache with the new keys in it.
 
   Several tokens at once may push each other out of a window's cache, so they attend to the old cache and to one
@@ -99,7 +113,8 @@ def _attend_with_cache(query, key, value, context: Context, cache: KVCache, wind
     key_positions,
     is_token.astype(jnp.int32),
     (key_positions >= 0).astype(jnp.int32),
-    window_tokens,
+    scoring,
+    sinks,
   )
   return out, updated
 

@@ -6,7 +6,6 @@ Letters: E experts  D embed  F expert width.
 import math
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 from flax import linen as nn
 from jaxtyping import Array, Float
@@ -20,17 +19,19 @@ def fan_in_init(fan_in: int, scale: float = 1.0) -> nn.initializers.Initializer:
 
 
 class Projection(nn.Module):
-  """Contracts the last dims of x with a kernel [*in_dims, *out_dims]; no bias.
+  """Contracts the last dims of x with a kernel [*in_dims, *out_dims].
 
   Attributes:
     out_dims: sizes of the dims it makes.
     axes: logical axis of every kernel dim, those of the input first.
     scale: of the initial standard deviation, beside 1 / sqrt(fan in).
+    has_bias: add a bias [*out_dims], 0 at first.
   """
 
   out_dims: tuple[int, ...]
   axes: tuple[str | None, ...]
   scale: float = 1.0
+  has_bias: bool = False
 
   @nn.compact
   def __call__(self, x: Float[Array, "..."]) -> Float[Array, "..."]:
@@ -40,7 +41,11 @@ class Projection(nn.Module):
     kernel = self.param("kernel", init, (*in_dims, *self.out_dims), jnp.float32)
     outer = x.shape[: x.ndim - num_in]
     y = matmul(x.reshape(-1, math.prod(in_dims)), kernel.astype(x.dtype).reshape(math.prod(in_dims), -1))
-    return y.reshape(*outer, *self.out_dims)
+    y = y.reshape(*outer, *self.out_dims)
+    if self.has_bias:
+      init = nn.with_logical_partitioning(nn.initializers.zeros, self.axes[num_in:])
+      y += self.param("bias", init, self.out_dims, jnp.float32).astype(x.dtype)
+    return y
 
 
 class ExpertBank(nn.Module):
@@ -89,8 +94,3 @@ class Unembedding(nn.Module):
     # it that the layers below get distinct gradients at once. A tenth of this costs hundreds of steps.
     init = nn.with_logical_partitioning(fan_in_init(self.embed_dim, 0.25), ("embed", "vocab"))
     return self.param("kernel", init, (self.embed_dim, self.vocab_size), jnp.float32)
-
-
-def swiglu(gate: Array, up: Array) -> Array:
-  """Returns silu(gate) * up. Source: arXiv:2002.05202."""
-  return jax.nn.silu(gate) * up

@@ -1,6 +1,6 @@
 """The Mamba-2 mixer: projections, a short causal convolution, selective state spaces, a gated norm.
 
-Source: arXiv:2405.21060. The norm follows the gate and spans the whole inner width.
+Source: arXiv:2405.21060. The norm follows the gate and spans the inner width, or equal parts of it.
 Letters: B batch  T length  D embed  N heads  K groups  P head dim  Z state size  W convolution width.
 """
 
@@ -13,8 +13,8 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jaxtyping import Array, Float, Int
 
+from ultrathink_jax.kernels.backends import SSD, resolve_ssd
 from ultrathink_jax.kernels.conv1d import conv1d
-from ultrathink_jax.kernels.ssd_chunked import ssd_chunked
 from ultrathink_jax.layers.linear import Projection
 from ultrathink_jax.layers.norm import RMSNorm
 from ultrathink_jax.types import Context
@@ -32,6 +32,11 @@ class MambaConfig:
   state_dim: int
   conv_width: int
   chunk_tokens: int
+  norm_groups: int
+  has_bias: bool
+  has_conv_bias: bool
+  dt_limits: tuple[float, float | None]
+  backend: str
   norm_epsilon: float
   out_scale: float  # of the output projection's initial deviation
 
@@ -74,6 +79,7 @@ def init_a_log(key: Array, shape: tuple[int, ...], dtype: Any) -> Array:
 class CausalConv(nn.Module):
   width: int
   axis: str
+  has_bias: bool
 
   @nn.compact
   def __call__(
@@ -82,10 +88,11 @@ class CausalConv(nn.Module):
     uniform = nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform", in_axis=0, out_axis=(), batch_axis=1)
     init = nn.with_logical_partitioning(uniform, (None, self.axis))
     kernel = self.param("kernel", init, (self.width, x.shape[-1]), jnp.float32)
-    bias = self.param(
-      "bias", nn.with_logical_partitioning(nn.initializers.zeros, (self.axis,)), x.shape[-1:], jnp.float32
-    )
-    return jax.nn.silu(conv1d(x, kernel.astype(x.dtype), bias.astype(x.dtype), segment_ids, state))
+    y = conv1d(x, kernel.astype(x.dtype), segment_ids, state)
+    if self.has_bias:
+      zeros = nn.with_logical_partitioning(nn.initializers.zeros, (self.axis,))
+      y += self.param("bias", zeros, x.shape[-1:], jnp.float32).astype(x.dtype)
+    return jax.nn.silu(y)
 
 
 class Mamba(nn.Module):
@@ -100,25 +107,26 @@ class Mamba(nn.Module):
     N, P, K, Z = config.num_heads, config.head_dim, config.num_groups, config.state_dim
     B, T, D = x.shape
     head_axes, group_axes = ("embed", "heads", "head_dim"), ("embed", None, "state")
-    gate = Projection((N, P), head_axes, name="gate")(x)
-    dt = Projection((N,), ("embed", "heads"), name="dt")(x).astype(jnp.float32)
+    inward = lambda name, dims, axes: Projection(dims, axes, has_bias=config.has_bias, name=name)(x)
+    gate = inward("gate", (N, P), head_axes)
+    dt = inward("dt", (N,), ("embed", "heads")).astype(jnp.float32)
     streams = {
-      "x": Projection((N, P), head_axes, name="x")(x).reshape(B, T, N * P),
-      "b": Projection((K, Z), group_axes, name="b")(x).reshape(B, T, K * Z),
-      "c": Projection((K, Z), group_axes, name="c")(x).reshape(B, T, K * Z),
+      "x": inward("x", (N, P), head_axes).reshape(B, T, N * P),
+      "b": inward("b", (K, Z), group_axes).reshape(B, T, K * Z),
+      "c": inward("c", (K, Z), group_axes).reshape(B, T, K * Z),
     }
     conv_axes = {"x": "heads", "b": "state", "c": "state"}
     mixed = {
-      name: CausalConv(config.conv_width, conv_axes[name], name=f"conv_{name}")(
+      name: CausalConv(config.conv_width, conv_axes[name], config.has_conv_bias, name=f"conv_{name}")(
         stream, context.segment_ids, None if cache is None else cache.conv[name]
       )
       for name, stream in streams.items()
     }
     per_head = lambda name, init: self.param(name, nn.with_logical_partitioning(init, ("heads",)), (N,), jnp.float32)
-    dt = jax.nn.softplus(dt + per_head("dt_bias", init_dt_bias))
+    dt = jnp.clip(jax.nn.softplus(dt + per_head("dt_bias", init_dt_bias)), *config.dt_limits)
     dt = jnp.where(context.segment_ids[..., None] != 0, dt, 0)
     heads = mixed["x"].reshape(B, T, N, P)
-    y, state = ssd_chunked(
+    y, state = SSD[resolve_ssd(config.backend)](
       heads,
       dt,
       -jnp.exp(per_head("a_log", init_a_log)),
@@ -129,8 +137,9 @@ class Mamba(nn.Module):
       config.chunk_tokens,
     )
     y += heads * per_head("d", nn.initializers.ones).astype(x.dtype)[:, None]
-    y = RMSNorm(config.norm_epsilon, ("heads", "head_dim"), name="norm")(y * jax.nn.silu(gate))
-    y = Projection((D,), ("heads", "head_dim", "embed"), config.out_scale, name="out")(y)
+    norm = RMSNorm(config.norm_epsilon, ("heads", "head_dim"), config.norm_groups, name="norm")
+    y = norm(y * jax.nn.silu(gate))
+    y = Projection((D,), ("heads", "head_dim", "embed"), config.out_scale, config.has_bias, name="out")(y)
     if cache is not None:
       num_tokens = jnp.sum(context.segment_ids != 0, axis=1)
       conv = {name: _last_inputs(cache.conv[name], stream, num_tokens) for name, stream in streams.items()}

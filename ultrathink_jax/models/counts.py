@@ -92,7 +92,7 @@ def train_flops_per_token(model: ModelConfig, count: ModelCount, sequence_length
   for line in count.layers:
     flops += 12 * line.count * model.num_heads * model.head_dim * attended.get(line.letter, 0)
     if line.letter == "M":
-      flops += 6 * line.count * model.mamba_num_heads * (Q / 2 * (Z + P) + 2 * Z * P)
+      flops += 6 * line.count * model.mamba_heads * (Q / 2 * (Z + P) + 2 * Z * P)
   return flops
 
 

@@ -12,6 +12,7 @@ from flax import linen as nn
 from jaxtyping import Array, Int, Key
 
 from ultrathink_jax.config import ModelConfig
+from ultrathink_jax.kernels.cross_entropy import soft_cap
 from ultrathink_jax.layers.linear import Embedding, Unembedding
 from ultrathink_jax.layers.norm import RMSNorm
 from ultrathink_jax.models.layer import MIXERS, Period, groups, layer_names
@@ -35,6 +36,8 @@ class LanguageModel(nn.Module):
     scale = 0.02 if config.tie_embeddings else 1.0
     table = Embedding(config.vocab_size, config.embed_dim, scale, name="embedding")()
     x = jnp.take(constrain(table, (None, None)), tokens, axis=0).astype(config.dtype)
+    if config.embedding_multiplier != 1:
+      x *= config.embedding_multiplier
     x = constrain(x, ("batch", "length", None))
     if config.tie_embeddings:
       unembedding = table.T
@@ -49,7 +52,7 @@ class LanguageModel(nn.Module):
       stack = nn.scan(
         period,
         variable_axes={"params": 0},
-        split_rngs={"params": True},
+        split_rngs={"params": True, "router": True},
         in_axes=(0, nn.broadcast),
         length=group.repeats,
         unroll=min(group.repeats, config.unroll or scan_unroll(group.repeats)),
@@ -60,7 +63,10 @@ class LanguageModel(nn.Module):
       aux |= {f"{name}/{layer}": values for layer, values in group_aux.items()}
       taps |= {f"{name}/{layer}": tap for layer, tap in group_taps.items()}
     hidden = RMSNorm(config.norm_epsilon, name="final_norm")(x)
-    return Output(hidden, unembedding, None if cache is None else new_cache, aux, taps)
+    if config.logits_multiplier != 1:
+      hidden *= config.logits_multiplier
+    cap = config.logits_soft_cap or None
+    return Output(hidden, unembedding, cap, None if cache is None else new_cache, aux, taps)
 
 
 def inference_config(config: ModelConfig) -> ModelConfig:
@@ -108,4 +114,5 @@ def _init_boxed(config: ModelConfig, key: Key[Array, ""]) -> Any:
 def logits(output: Output) -> Array:
   """Returns float32 [B, T, V]; for prompts and tests, training never holds them."""
   kernel = output.unembedding.astype(output.hidden.dtype)
-  return jnp.einsum("btd,dv->btv", output.hidden, kernel, preferred_element_type=jnp.float32)
+  scores = jnp.einsum("btd,dv->btv", output.hidden, kernel, preferred_element_type=jnp.float32)
+  return soft_cap(scores, output.soft_cap)

@@ -9,6 +9,7 @@ from jaxtyping import Array, Float
 
 from ultrathink_jax import patterns
 from ultrathink_jax.config import ModelConfig
+from ultrathink_jax.kernels.attention import Scoring
 from ultrathink_jax.layers import attention, mamba
 from ultrathink_jax.layers.attention import Attention, AttentionConfig
 from ultrathink_jax.layers.mamba import Mamba, MambaConfig
@@ -29,15 +30,20 @@ def _out_scale(model: ModelConfig) -> float:
 
 
 def _attention(model: ModelConfig, window_tokens: int | None = None) -> AttentionConfig:
+  scale = model.attention_scale or model.head_dim**-0.5
   return AttentionConfig(
     num_heads=model.num_heads,
     num_kv_heads=model.num_kv_heads,
     head_dim=model.head_dim,
-    rope_theta=model.rope_theta,
+    rope=model.rope if model.position == "rope" else None,
     qk_norm=model.qk_norm,
+    qkv_clip=model.qkv_clip,
+    bias=model.attention_bias,
+    has_sinks=model.attention_sinks,
+    scoring=Scoring(scale, model.attention_soft_cap or None, window_tokens),
+    backend=model.attention_backend,
     norm_epsilon=model.norm_epsilon,
     out_scale=_out_scale(model),
-    window_tokens=window_tokens,
   )
 
 
@@ -47,15 +53,24 @@ def _window(model: ModelConfig) -> AttentionConfig:
 
 def _mamba(model: ModelConfig) -> MambaConfig:
   return MambaConfig(
-    num_heads=model.mamba_num_heads,
+    num_heads=model.mamba_heads,
     head_dim=model.mamba_head_dim,
     num_groups=model.mamba_num_groups,
     state_dim=model.mamba_state_dim,
     conv_width=model.mamba_conv_width,
     chunk_tokens=model.mamba_chunk_tokens,
+    norm_groups=model.mamba_norm_groups,
+    has_bias=model.mamba_bias,
+    has_conv_bias=model.mamba_conv_bias,
+    dt_limits=(model.mamba_dt_min, model.mamba_dt_max or None),
+    backend=model.ssd_backend,
     norm_epsilon=model.norm_epsilon,
     out_scale=_out_scale(model),
   )
+
+
+def _mlp(model: ModelConfig) -> MlpConfig:
+  return MlpConfig(model.mlp_dim, model.mlp_activation, model.mlp_bias, _out_scale(model))
 
 
 def _moe(model: ModelConfig) -> MoeConfig:
@@ -92,7 +107,7 @@ MIXERS: dict[str, Mixer] = {
   ),
   "L": Mixer("window", lambda m: Attention(_window(m)), lambda m, *sizes: attention.init_cache(_window(m), *sizes)),
   "M": Mixer("mamba", lambda m: Mamba(_mamba(m)), lambda m, batch, _, dtype: mamba.init_cache(_mamba(m), batch, dtype)),
-  "F": Mixer("mlp", lambda m: Mlp(MlpConfig(m.mlp_dim, _out_scale(m))), _no_cache),
+  "F": Mixer("mlp", lambda m: Mlp(_mlp(m)), _no_cache),
   "E": Mixer("moe", lambda m: Moe(_moe(m)), _no_cache),
 }
 
@@ -112,7 +127,7 @@ def layer_paths(model: ModelConfig) -> list[tuple[int, str, int]]:
 
 
 class Layer(nn.Module):
-  """x + mixer(norm(x))."""
+  """x + residual_multiplier * mixer(norm(x))."""
 
   letter: str
   model: ModelConfig
@@ -125,6 +140,8 @@ class Layer(nn.Module):
     with jax.named_scope(mixer.name):
       normed = RMSNorm(self.model.norm_epsilon, name="norm")(x)
       y, cache, aux = mixer.module(self.model).copy(name="mixer")(normed, context, cache)
+    if self.model.residual_multiplier != 1:
+      y *= self.model.residual_multiplier
     return x + y, cache, aux
 
 
