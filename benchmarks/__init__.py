@@ -1,0 +1,1 @@
+"""Programs that measure speed and memory, and print the ratio to peers; see benchmarks/results/."""

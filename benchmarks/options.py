@@ -1,0 +1,52 @@
+"""What the programs that measure our side alone have in common: which model, and the page they print."""
+
+from collections.abc import Sequence
+
+from absl import flags
+from ml_collections import config_flags
+
+from benchmarks.environment import cpu_name, versions, write_page
+from benchmarks.shapes import PATTERNS, SHAPES, make_config, with_batch
+from ultrathink_jax.config import Config, from_mapping
+from ultrathink_jax.parallel.devices import describe_devices
+
+
+def define(argv: Sequence[str]) -> tuple[flags.FlagValues, flags.FlagHolder]:
+  """Returns the common flags, not yet read, and the holder of --config."""
+  values = flags.FlagValues()
+  holder = config_flags.DEFINE_config_file(
+    "config", None, "A configuration, as configs/nano.py, instead of --shape.", flag_values=values, sys_argv=list(argv)
+  )
+  flags.DEFINE_enum("shape", "tiny", SHAPES, "See benchmarks/shapes.py.", flag_values=values)
+  flags.DEFINE_enum("model", "dense", list(PATTERNS), "The kind of blocks of the shape.", flag_values=values)
+  flags.DEFINE_enum("dtype", "bfloat16", ("float32", "bfloat16"), "Of the shape's activations.", flag_values=values)
+  flags.DEFINE_integer("batch_size", None, "Sequences, instead of the shape's.", flag_values=values)
+  flags.DEFINE_integer("sequence_length", None, "Tokens, instead of the shape's.", flag_values=values)
+  flags.DEFINE_bool("write", False, "Also write the page to benchmarks/results/.", flag_values=values)
+  return values, holder
+
+
+def read(values: flags.FlagValues, holder: flags.FlagHolder, argv: Sequence[str]) -> tuple[str, Config]:
+  """Returns the name of the model the flags ask for, and its configuration."""
+  values(list(argv))
+  if holder.value is not None:
+    name = config_flags.get_config_filename(values["config"]).rsplit("/", 1)[-1].removesuffix(".py")
+    config = from_mapping(holder.value.to_dict())
+  else:
+    name = values.shape if values.shape == "ultra3b" else f"{values.shape} {values.model} {values.dtype}"
+    config = make_config(values.shape, values.model, values.dtype)
+  return name, with_batch(config, values.batch_size, values.sequence_length)
+
+
+def hardware() -> str:
+  """Returns the kind and number of devices, or the processor's name."""
+  devices = describe_devices()
+  return cpu_name() if devices.platform == "cpu" else f"{devices.kind} x{devices.count}"
+
+
+def publish(name: str, lines: Sequence[str], is_written: bool) -> None:
+  """Prints the page and, if asked for, writes it to benchmarks/results/."""
+  page = "\n".join([f"{hardware()}; {versions('jax', 'jaxlib', 'flax')}", "", *lines])
+  print(page)
+  if is_written:
+    print(f"[written] {write_page(name, hardware(), page)}")
