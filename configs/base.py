@@ -66,7 +66,7 @@ def get_config() -> ConfigDict:
         "router_noise": 0.0,  # standard deviation of Gaussian noise on the router's logits at step 0 of training
         "router_noise_steps": 0,  # steps over which the noise falls linearly to 0; 0: it stays
         "expert_groups": "",  # of the grouped router, as knowledge=4,skill=2,meta=1,safety=1
-        "experts_backend": "auto",  # reference, sorted, capacity, pallas, tokamax; auto: the fastest here, logged
+        "experts_backend": "auto",  # reference, loop, sorted, capacity, pallas, tokamax; auto: the fastest here, logged
         # M
         "mamba_state_dim": 64,
         "mamba_conv_width": 4,  # tokens

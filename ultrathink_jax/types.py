@@ -12,14 +12,25 @@ from jaxtyping import Array, Float, Int
 Parameters = Any  # a nested dict of arrays, keyed by layer name
 
 
+class Rotation(NamedTuple):
+  """Cosine and sine of the angle of each position and each of the R pairs of dims that rotary embedding turns."""
+
+  cos: Float[Array, "B T 1 R"]
+  sin: Float[Array, "B T 1 R"]
+
+
 class Context(NamedTuple):
   """Where each token stands: `positions` count from 0 inside a document, `segment_ids` are 0 for padding.
 
-  Tokens see each other only where their segment ids are equal and not 0.
+  Tokens see each other only where their segment ids are equal and not 0. `router_noise` is the standard deviation of
+  noise on the routers' logits, from the random stream "router"; None, outside training, is no noise. The language model
+  fills in `rotation` once for all its layers.
   """
 
   positions: Int[Array | np.ndarray, "B T"]
   segment_ids: Int[Array | np.ndarray, "B T"]
+  router_noise: Float[Array, ""] | None = None
+  rotation: Rotation | None = None
 
 
 class Batch(NamedTuple):
@@ -72,7 +83,7 @@ class Recipe(NamedTuple):
   Attributes:
     init: key -> (params, frozen); `frozen` are weights that are read and never trained, saved or donated.
     axes: the tree of logical axis names of every parameter, shaped like `params`.
-    loss: (params, frozen, batch, key) -> (summed loss, LossInfo).
+    loss: (params, frozen, batch, optimizer step, key) -> (summed loss, LossInfo).
     source: prepared data -> ((step, state) -> Batch of numpy arrays). The step is a host integer, so that reading it
       never waits for the device.
     summarize: the summed metrics of a step, on the host -> the numbers to report.

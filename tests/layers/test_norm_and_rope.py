@@ -5,7 +5,7 @@ import numpy as np
 from configs import base
 from ultrathink_jax.config import RopeConfig, from_mapping
 from ultrathink_jax.layers.norm import RMSNorm
-from ultrathink_jax.layers.rope import rotate
+from ultrathink_jax.layers.rope import rotate, rotation
 
 
 def test_rms_norm_equals_its_formula_over_several_dims():
@@ -42,17 +42,21 @@ POSITIONS = jnp.array([[0, 1, 70]])
 PLAIN = 100.0 ** (-np.arange(8) / 8)
 
 
+def rotated(settings):
+  return rotate(X, rotation(POSITIONS, X.shape[-1], settings))
+
+
 def test_rotation_turns_pairs_by_their_angle():
-  np.testing.assert_allclose(rotate(X, POSITIONS, rope()), turned(X, POSITIONS, PLAIN), rtol=1e-4, atol=1e-5)
+  np.testing.assert_allclose(rotated(rope()), turned(X, POSITIONS, PLAIN), rtol=1e-4, atol=1e-5)
 
 
 def test_a_fraction_of_the_dims_turns_and_the_rest_stays():
   expected = turned(X, POSITIONS, 100.0 ** (-np.arange(4) / 4))
-  np.testing.assert_allclose(rotate(X, POSITIONS, rope(fraction=0.5)), expected, rtol=1e-4, atol=1e-5)
+  np.testing.assert_allclose(rotated(rope(fraction=0.5)), expected, rtol=1e-4, atol=1e-5)
 
 
 def test_linear_scaling_divides_positions():
-  scaled = rotate(X, POSITIONS, rope(scaling="linear", factor=4.0))
+  scaled = rotated(rope(scaling="linear", factor=4.0))
   np.testing.assert_allclose(scaled, turned(X, POSITIONS / 4, PLAIN), rtol=1e-4, atol=1e-5)
 
 
@@ -63,7 +67,7 @@ def test_llama3_scaling_keeps_fast_and_divides_slow_frequencies():
   blend = (turns - 1) / 3
   expected = np.where(expected == 0, (1 - blend) * PLAIN / 8 + blend * PLAIN, expected)
   assert np.unique(np.sign(turns - 4) + np.sign(turns - 1)).size == 3
-  np.testing.assert_allclose(rotate(X, POSITIONS, settings), turned(X, POSITIONS, expected), rtol=1e-4, atol=1e-5)
+  np.testing.assert_allclose(rotated(settings), turned(X, POSITIONS, expected), rtol=1e-4, atol=1e-5)
 
 
 def test_yarn_blends_by_dim_and_raises_the_magnitude():
@@ -72,12 +76,12 @@ def test_yarn_blends_by_dim_and_raises_the_magnitude():
   ramp = np.clip((np.arange(8) - np.floor(dim(8))) / (np.ceil(dim(1)) - np.floor(dim(8))), 0, 1)
   frequencies = PLAIN * (1 - ramp) + PLAIN / 4 * ramp
   expected = turned(X, POSITIONS, frequencies, 0.1 * np.log(4) + 1)
-  np.testing.assert_allclose(rotate(X, POSITIONS, settings), expected, rtol=1e-4, atol=1e-5)
+  np.testing.assert_allclose(rotated(settings), expected, rtol=1e-4, atol=1e-5)
 
 
 def test_dynamic_scaling_begins_behind_the_original_context():
   settings = lambda tokens: rope(scaling="dynamic", factor=2.0, original_tokens=tokens)
-  np.testing.assert_allclose(rotate(X, POSITIONS, settings(71)), turned(X, POSITIONS, PLAIN), rtol=1e-4, atol=1e-5)
+  np.testing.assert_allclose(rotated(settings(71)), turned(X, POSITIONS, PLAIN), rtol=1e-4, atol=1e-5)
   theta = 100.0 * (2 * 71 / 32 - 1) ** (16 / 14)
   expected = turned(X, POSITIONS, theta ** (-np.arange(8) / 8))
-  np.testing.assert_allclose(rotate(X, POSITIONS, settings(32)), expected, rtol=1e-4, atol=1e-5)
+  np.testing.assert_allclose(rotated(settings(32)), expected, rtol=1e-4, atol=1e-5)

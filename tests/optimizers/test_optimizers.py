@@ -3,6 +3,7 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
 from tests.conftest import tiny_config, tiny_model
@@ -64,3 +65,29 @@ def test_adamw_takes_the_published_step_behind_clipping():
   moment, square = 0.1 * clipped / (1 - 0.9), 0.05 * clipped**2 / (1 - 0.95)
   expected = -0.01 * (moment / (np.sqrt(square) + 1e-8) + 0.1 * np.array([2.0, -3.0]))
   np.testing.assert_allclose(updates["w"]["kernel"], expected, rtol=1e-5)
+
+
+def bias_params(**others):
+  return {"moe_0": {"mixer": {"router_bias": jnp.array([0.5, 0.5, 0.5]), **others}}}
+
+
+def test_the_bias_of_a_router_moves_by_its_rate_against_the_sign_of_its_gradient():
+  optimizer = make_optimizer(optimizer_config(router_bias_rate=0.01), lambda step: 1.0)
+  params, gradients = bias_params(), {"moe_0": {"mixer": {"router_bias": 2.0**-80 * jnp.array([3.0, 0.0, -1.0])}}}
+  updates, _ = optimizer.update(gradients, optimizer.init(params), params)
+  np.testing.assert_allclose(updates["moe_0"]["mixer"]["router_bias"], [-0.01, 0, 0.01], rtol=1e-6)
+
+
+def test_the_bias_of_a_router_changes_neither_the_other_updates_nor_their_clipping():
+  optimizer = make_optimizer(optimizer_config(), lambda step: 1.0)
+
+  def update(params, gradients):
+    state = optimizer.init(params)
+    for scale in (1, 0.01):  # Adam would not show it if every step were clipped alike
+      updates, state = optimizer.update(optax.tree.scale(scale, gradients), state, params)
+    return updates["moe_0"]["mixer"]["up"]
+
+  up, gradient = jnp.array([2.0, -3.0]), jnp.array([30.0, 40.0])
+  alone = update({"moe_0": {"mixer": {"up": up}}}, {"moe_0": {"mixer": {"up": gradient}}})
+  together = update(bias_params(up=up), {"moe_0": {"mixer": {"router_bias": jnp.full(3, 1e3), "up": gradient}}})
+  np.testing.assert_allclose(alone, together, rtol=1e-6)

@@ -77,6 +77,24 @@ def test_the_heat_map_has_a_panel_per_layer_of_experts(page):
   assert wide.count("<image") == 3  # two layers and the colour bar
 
 
+def test_the_heat_map_names_the_groups_of_experts(page, tmp_path):
+  make_run(tmp_path, config=CONFIG | {"model": CONFIG["model"] | {"expert_groups": "knowledge=2,skill=1,safety=1"}})
+  found = html.write(tmp_path).read_text()
+  figure = found[found.index("<h3>Expert load</h3>") :]
+  wide = figure[: figure.index("</svg>")]
+  assert [wide.count(f">{name}<") for name in ("knowledge", "skill", "safety")] == [2, 2, 2]
+  assert ">expert<" not in wide
+  assert ">expert<" in page
+
+
+def test_dead_experts_are_counted(page, tmp_path):
+  make_run(tmp_path, 3)
+  path = tmp_path / "metrics.jsonl"
+  path.write_text(path.read_text().replace('"moe/dropped"', '"moe/dead": 2, "moe/dropped"'))
+  assert "2 experts get less than a tenth of an even share" in html.write(tmp_path).read_text()
+  assert "a tenth" not in page
+
+
 def test_figures_take_their_colours_from_the_page(page):
   drawn = "".join(re.findall(r"<svg.*?</svg>", page, re.DOTALL))
   assert set(re.findall(r"var\((--\w+)\)", drawn)) == {"--ink", "--muted", "--grid", "--blue", "--orange"}

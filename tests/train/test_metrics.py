@@ -20,7 +20,7 @@ VALUES = {
   "tokens_per_second": 8120.4,
   "step_seconds": 1.01,
 }
-MOE = {"moe/entropy": 0.97, "moe/max_expert": 0.18, "moe/dropped": 0.0, "moe/load": {"layer_1": [0.5, 0.5]}}
+MOE = {"moe/entropy": 0.97, "moe/max_expert": 0.18, "moe/dropped": 0.0, "moe/dead": 0, "moe/load": {"layer_1": [0.5]}}
 
 
 def write_steps(workdir, resume_step, last_step):
@@ -85,6 +85,11 @@ def test_values_that_are_not_finite_are_written_as_null(tmp_path):
   [
     ({}, "loss=3.2145 ppl=24.9 toks/s=8,120 lr=2.9e-04 grad=0.83"),
     (MOE, "loss=3.2145 ppl=24.9 toks/s=8,120 lr=2.9e-04 moe=[entropy=0.97 max=0.18 dropped=0.0%] grad=0.83"),
+    (
+      {**MOE, "moe/dead": 3, "moe/code/share": 0.875, "moe/code/entropy": 0.981, "moe/safety/share": 0.125},
+      "loss=3.2145 ppl=24.9 toks/s=8,120 lr=2.9e-04 "
+      "moe=[entropy=0.97 max=0.18 dropped=0.0% dead=3 code=88%/0.98 safety=12%] grad=0.83",
+    ),
     (
       {**MOE, "dre/depth": 2.5, "dre/fast": 1 / 3},
       "loss=3.2145 ppl=24.9 toks/s=8,120 lr=2.9e-04 moe=[entropy=0.97 max=0.18 dropped=0.0%] "

@@ -16,7 +16,7 @@ from ultrathink_jax.kernels.attention import Scoring, attention
 from ultrathink_jax.kernels.backends import ATTENTION, resolve_attention
 from ultrathink_jax.layers.linear import Projection
 from ultrathink_jax.layers.norm import RMSNorm
-from ultrathink_jax.layers.rope import rotate
+from ultrathink_jax.layers.rope import rotate, rotation
 from ultrathink_jax.types import Context
 
 
@@ -75,7 +75,8 @@ class Attention(nn.Module):
     if c.qkv_clip:
       query, key, value = (jnp.clip(array, -c.qkv_clip, c.qkv_clip) for array in (query, key, value))
     if c.rope is not None:
-      query, key = rotate(query, context.positions, c.rope), rotate(key, context.positions, c.rope)
+      turn = context.rotation or rotation(context.positions, c.head_dim, c.rope)
+      query, key = rotate(query, turn), rotate(key, turn)
     sinks = None
     if c.has_sinks:
       init = nn.with_logical_partitioning(nn.initializers.zeros, ("heads",))

@@ -4,8 +4,6 @@ Letters: E experts  D embed  F expert width.
 """
 
 import math
-from typing import Any
-
 import jax.numpy as jnp
 from flax import linen as nn
 from jaxtyping import Array, Float
@@ -40,7 +38,7 @@ class Projection(nn.Module):
     init = nn.with_logical_partitioning(fan_in_init(math.prod(in_dims), self.scale), self.axes)
     kernel = self.param("kernel", init, (*in_dims, *self.out_dims), jnp.float32)
     outer = x.shape[: x.ndim - num_in]
-    y = matmul(x.reshape(-1, math.prod(in_dims)), kernel.astype(x.dtype).reshape(math.prod(in_dims), -1))
+    y = matmul(x.reshape(-1, math.prod(in_dims)), kernel.reshape(math.prod(in_dims), -1))
     y = y.reshape(*outer, *self.out_dims)
     if self.has_bias:
       init = nn.with_logical_partitioning(nn.initializers.zeros, self.axes[num_in:])
@@ -49,7 +47,7 @@ class Projection(nn.Module):
 
 
 class ExpertBank(nn.Module):
-  """Returns one kernel [E, in_dim, out_dim] in `dtype`, to be applied by a grouped matrix product."""
+  """Returns one float32 kernel [E, in_dim, out_dim], to be applied by a grouped matrix product."""
 
   num_experts: int
   in_dim: int
@@ -58,10 +56,9 @@ class ExpertBank(nn.Module):
   scale: float = 1.0
 
   @nn.compact
-  def __call__(self, dtype: Any) -> Float[Array, "E D F"]:
+  def __call__(self) -> Float[Array, "E D F"]:
     init = nn.with_logical_partitioning(fan_in_init(self.in_dim, self.scale), self.axes)
-    kernel = self.param("kernel", init, (self.num_experts, self.in_dim, self.out_dim), jnp.float32)
-    return kernel.astype(dtype)
+    return self.param("kernel", init, (self.num_experts, self.in_dim, self.out_dim), jnp.float32)
 
 
 class Embedding(nn.Module):

@@ -1,8 +1,8 @@
-"""Mixture of experts: a softmax router picks the top experts of each token.
+"""Mixture of experts: a router picks the feed-forward layers that a token passes.
 
-Source: arXiv:2101.03961 (load balance), arXiv:2202.08906 (router z-loss). Both losses are taken per row of the batch
-and averaged over rows by their loss weight, so that neither accumulation nor the number of devices changes them.
-Letters: B batch  T length  D embed  E experts  K choices of a token.
+Routing losses are taken per row of the batch and averaged over rows by their loss weight, so that neither accumulation
+nor the number of devices changes them.
+Letters: B batch  T length  D embed  E experts  K choices of a token  F expert width.
 """
 
 import dataclasses
@@ -11,19 +11,25 @@ import math
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Float
 
-from ultrathink_jax.kernels.experts_sorted import experts_sorted
+from ultrathink_jax.kernels.activation import ACTIVATIONS
+from ultrathink_jax.kernels.backends import EXPERTS, resolve_experts
 from ultrathink_jax.layers.linear import ExpertBank, Projection
+from ultrathink_jax.layers.mlp import Mlp, MlpConfig
+from ultrathink_jax.layers.router import Logits, RouterConfig, Routing, bias_step, draw_noise, route, routing_losses
 from ultrathink_jax.types import Context
 
 
 @dataclasses.dataclass(frozen=True)
 class MoeConfig:
   num_experts: int
-  experts_per_token: int
   expert_dim: int
+  shared_dim: int  # width of the expert that every token passes; 0: none
+  activation: str
   capacity_factor: float  # rows an expert takes / its even share; 0: no limit
+  router: RouterConfig
+  backend: str
   out_scale: float  # of the output projections' initial deviation
 
 
@@ -34,46 +40,50 @@ class Moe(nn.Module):
   def __call__(
     self, x: Float[Array, "B T D"], context: Context, cache: None
   ) -> tuple[Float[Array, "B T D"], None, dict[str, Array]]:
-    """Returns the experts' weighted sum and aux: load_balance [B], router_z [B], load [E] (choices), dropped []."""
-    config = self.config
+    """Returns the experts' weighted sum and aux: losses [B], load [E] (choices), dropped [], and router_bias [] if any.
+
+    The losses and the load are those of `routing_losses`; router_bias is `bias_step`.
+    """
+    c = self.config
     B, T, D = x.shape
-    E, K, F = config.num_experts, config.experts_per_token, config.expert_dim
+    E, K, F = c.num_experts, c.router.experts_per_token, c.expert_dim
     is_token = context.segment_ids != 0
-    logits = Projection((E,), ("embed", "expert"), name="router")(x.astype(jnp.float32))
-    probabilities = jax.nn.softmax(logits, axis=-1)
-    gates, choices = jax.lax.top_k(probabilities, K)
-    gates /= jnp.sum(gates, axis=-1, keepdims=True)
-    bank = lambda name, axes, dims, scale=1.0: ExpertBank(E, *dims, ("expert", *axes), scale, name=name)(x.dtype)
-    capacity = None
-    if config.capacity_factor:
-      capacity = min(B * T, math.ceil(config.capacity_factor * B * T * K / E))
-    y, is_computed = experts_sorted(
+    bias = None
+    if c.router.has_bias:
+      init = nn.with_logical_partitioning(nn.initializers.zeros, ("expert",))
+      bias = self.param("router_bias", init, (E,), jnp.float32)
+    routing = self._route(x, context, bias)
+    bank = lambda name, axes, dims, scale=1.0: ExpertBank(E, *dims, ("expert", *axes), scale, name=name)()
+    capacity = min(B * T, math.ceil(c.capacity_factor * B * T * K / E)) if c.capacity_factor else None
+    y, is_computed = EXPERTS[resolve_experts(c.backend, c.capacity_factor or None)](
       x.reshape(B * T, D),
-      jnp.where(is_token[..., None], choices, E).reshape(B * T, K),
-      gates.reshape(B * T, K),
-      bank("gate", ("embed", "mlp"), (D, F)),
+      jnp.where(is_token[..., None], routing.choices, E).reshape(B * T, K),
+      routing.gates.reshape(B * T, K),
+      bank("gate", ("embed", "mlp"), (D, F)) if ACTIVATIONS[c.activation].is_gated else None,
       bank("up", ("embed", "mlp"), (D, F)),
-      bank("down", ("mlp", "embed"), (F, D), config.out_scale),
+      bank("down", ("mlp", "embed"), (F, D), c.out_scale),
       capacity,
+      c.activation,
     )
-    aux = _routing_losses(logits, probabilities, choices, is_token)
+    y = y.reshape(B, T, D)
+    if c.shared_dim:
+      y += Mlp(MlpConfig(c.shared_dim, c.activation, False, c.out_scale), name="shared")(x, context, None)[0]
+    aux = routing_losses(routing, is_token, E)
     aux["dropped"] = aux["load"].sum() - jnp.sum(is_computed, dtype=jnp.float32)
-    return y.reshape(B, T, D), None, aux
+    if bias is not None:
+      aux["router_bias"] = bias_step(bias, aux["load"])
+    return y, None, aux
 
-
-def _routing_losses(
-  logits: Float[Array, "B T E"],
-  probabilities: Float[Array, "B T E"],
-  choices: Int[Array, "B T K"],
-  is_token: Bool[Array, "B T"],
-) -> dict[str, Array]:
-  """Returns load_balance [B] = E sum_e f_e P_e (1 when even), router_z [B] = mean logsumexp^2, load [E] = choices."""
-  E, K = logits.shape[-1], choices.shape[-1]
-  token = is_token.astype(jnp.float32)
-  num_tokens = jnp.maximum(token.sum(axis=1), 1)
-  chosen = jax.nn.one_hot(choices, E).sum(axis=2) * token[..., None]
-  load = chosen.sum(axis=1)  # [B, E]
-  probability = jnp.einsum("bte,bt->be", probabilities, token)
-  load_balance = E * jnp.sum(load * probability, axis=-1) / (K * jnp.square(num_tokens))
-  router_z = jnp.sum(jnp.square(jax.nn.logsumexp(logits, axis=-1)) * token, axis=1) / num_tokens
-  return {"load_balance": load_balance, "router_z": router_z, "load": load.sum(axis=0)}
+  def _route(self, x: Float[Array, "B T D"], context: Context, bias: Float[Array, " E"] | None) -> Routing:
+    c = self.config.router
+    x = x.astype(jnp.float32)
+    # What a device calls a float32 product by default may keep 10 bits, enough to choose other experts.
+    with jax.default_matmul_precision("float32"):
+      experts = Projection((self.config.num_experts,), ("embed", "expert"), name="router")(x)
+      groups = None
+      if c.group_sizes:
+        groups = Projection((len(c.group_sizes),), ("embed", None), name="group_router")(x)
+    logits, noise = Logits(experts, groups), None
+    if context.router_noise is not None:
+      noise = draw_noise(logits, context.router_noise, self.make_rng("router"))
+    return route(logits, noise, bias, c)

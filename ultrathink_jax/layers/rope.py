@@ -12,18 +12,24 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from ultrathink_jax.config import RopeConfig
+from ultrathink_jax.types import Rotation
 
 
-def rotate(x: Float[Array, "B T N H"], positions: Int[Array, "B T"], rope: RopeConfig) -> Float[Array, "B T N H"]:
-  """Returns x with dims (j, j + R) of each head turned by positions * frequency_j radians; angles are float32.
+def rotation(positions: Int[Array, "B T"], head_dim: int, rope: RopeConfig) -> Rotation:
+  """Returns the rotation of heads of `head_dim`; 2 R = rope.fraction * head_dim, angles are float32.
 
-  2 R = rope.fraction * H; the dims behind stay as they are. Dynamic scaling follows the longest document of each row:
-  rows no longer than rope.original_tokens are as without it, tokens in longer ones turn more slowly the longer it is.
+  Dynamic scaling follows the longest document of each row: rows no longer than rope.original_tokens are as without it,
+  tokens in longer ones turn more slowly the longer it is.
   """
-  pairs = int(x.shape[-1] * rope.fraction) // 2
-  frequencies, magnitude = _frequencies(positions, pairs, rope)
+  frequencies, magnitude = _frequencies(positions, int(head_dim * rope.fraction) // 2, rope)
   angles = positions[..., None, None].astype(jnp.float32) * frequencies
-  cos, sin = jnp.cos(angles) * magnitude, jnp.sin(angles) * magnitude
+  return Rotation(jnp.cos(angles) * magnitude, jnp.sin(angles) * magnitude)
+
+
+def rotate(x: Float[Array, "B T N H"], rotation: Rotation) -> Float[Array, "B T N H"]:
+  """Returns x with dims (j, j + R) of each head turned by their angle; the dims behind stay as they are."""
+  cos, sin = rotation
+  pairs = cos.shape[-1]
   first, second = x[..., :pairs].astype(jnp.float32), x[..., pairs : 2 * pairs].astype(jnp.float32)
   turned = [first * cos - second * sin, second * cos + first * sin]
   return jnp.concatenate([*(part.astype(x.dtype) for part in turned), x[..., 2 * pairs :]], axis=-1)

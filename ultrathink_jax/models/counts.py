@@ -61,7 +61,8 @@ def count_model(model: ModelConfig) -> ModelCount:
       parameters = _size(stacked[name]) // group.repeats
       inactive = 0
       if letter == "E":
-        banks = sum(_size(stacked[name]["mixer"][bank]) for bank in EXPERT_BANKS) // group.repeats
+        mixer = stacked[name]["mixer"]
+        banks = sum(_size(mixer[bank]) for bank in EXPERT_BANKS if bank in mixer) // group.repeats
         inactive = banks * (model.num_experts - model.experts_per_token) // model.num_experts
       seen = lines.get(letter)
       count = group.repeats + (seen.count if seen else 0)

@@ -13,8 +13,10 @@ from jaxtyping import Array, Int, Key
 
 from ultrathink_jax.config import ModelConfig
 from ultrathink_jax.kernels.cross_entropy import soft_cap
+from ultrathink_jax.kernels.materialize import materialized
 from ultrathink_jax.layers.linear import Embedding, Unembedding
 from ultrathink_jax.layers.norm import RMSNorm
+from ultrathink_jax.layers.rope import rotation
 from ultrathink_jax.models.layer import MIXERS, Period, groups, layer_names
 from ultrathink_jax.parallel.devices import scan_unroll
 from ultrathink_jax.parallel.sharding import constrain
@@ -43,6 +45,9 @@ class LanguageModel(nn.Module):
       unembedding = table.T
     else:
       unembedding = Unembedding(config.vocab_size, config.embed_dim, name="unembedding")()
+    if config.position == "rope":  # once for all layers
+      turn = materialized(lambda positions: rotation(positions, config.head_dim, config.rope), context.positions)
+      context = context._replace(rotation=turn)
     new_cache, aux, taps = {}, {}, {}
     for index, group in enumerate(groups(config)):
       name = f"group_{index}"
@@ -71,7 +76,8 @@ class LanguageModel(nn.Module):
 
 def inference_config(config: ModelConfig) -> ModelConfig:
   """Returns the model as it runs outside training: every token reaches all its experts, nothing is recomputed."""
-  return dataclasses.replace(config, capacity_factor=0.0, remat="none")
+  backend = "auto" if config.experts_backend == "capacity" else config.experts_backend
+  return dataclasses.replace(config, capacity_factor=0.0, experts_backend=backend, remat="none")
 
 
 def init_cache(config: ModelConfig, batch_size: int, length: int) -> Any:

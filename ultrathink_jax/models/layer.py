@@ -16,6 +16,7 @@ from ultrathink_jax.layers.mamba import Mamba, MambaConfig
 from ultrathink_jax.layers.mlp import Mlp, MlpConfig
 from ultrathink_jax.layers.moe import Moe, MoeConfig
 from ultrathink_jax.layers.norm import RMSNorm
+from ultrathink_jax.layers.router import RouterConfig
 from ultrathink_jax.types import Context
 
 
@@ -76,9 +77,19 @@ def _mlp(model: ModelConfig) -> MlpConfig:
 def _moe(model: ModelConfig) -> MoeConfig:
   return MoeConfig(
     num_experts=model.num_experts,
-    experts_per_token=model.experts_per_token,
     expert_dim=model.expert_dim,
+    shared_dim=model.shared_expert_dim,
+    activation=model.mlp_activation,
     capacity_factor=model.capacity_factor,
+    router=RouterConfig(
+      name=model.router,
+      experts_per_token=model.experts_per_token,
+      normalize=model.router_normalize,
+      multiplier=model.router_multiplier,
+      has_bias=model.router_bias,
+      group_sizes=tuple(model.expert_group_sizes.values()),
+    ),
+    backend=model.experts_backend,
     out_scale=_out_scale(model),
   )
 

@@ -4,6 +4,7 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import optax
 
 from ultrathink_jax.config import OptimizerConfig
@@ -30,11 +31,29 @@ OPTIMIZERS: dict[str, Callable[[OptimizerConfig, optax.Schedule], optax.Gradient
 
 
 def make_optimizer(config: OptimizerConfig, schedule: optax.Schedule) -> optax.GradientTransformation:
-  """Returns the named optimizer behind clipping by the global gradient norm.
+  """Returns the named optimizer behind clipping by the global gradient norm; routers' biases have their own rule.
 
   Raises:
     ConfigError: the name is unknown.
   """
   if config.name not in OPTIMIZERS:
     raise ConfigError(f"optimizer.name={config.name!r} is not one of {', '.join(OPTIMIZERS)}")
-  return optax.chain(optax.clip_by_global_norm(config.clip_norm), OPTIMIZERS[config.name](config, schedule))
+  optimizer = optax.chain(optax.clip_by_global_norm(config.clip_norm), OPTIMIZERS[config.name](config, schedule))
+  return _with_router_bias(optimizer, config.router_bias_rate)
+
+
+def _with_router_bias(optimizer: optax.GradientTransformation, rate: float) -> optax.GradientTransformation:
+  """Returns `optimizer` for all leaves but those named "router_bias", which move by -rate * sign(gradient).
+
+  Those have a gradient of 0 for `optimizer`. The state is that of `optimizer`, whether there are such leaves or not:
+  optax.partition would nest it, and checkpoints with it.
+  """
+  is_bias = lambda path: path[-1].key == "router_bias"
+
+  def update(gradients: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
+    others = jax.tree_util.tree_map_with_path(lambda path, g: jnp.zeros_like(g) if is_bias(path) else g, gradients)
+    updates, state = optimizer.update(others, state, params)
+    move = lambda path, g, u: -rate * jnp.sign(g) if is_bias(path) else u
+    return jax.tree_util.tree_map_with_path(move, gradients, updates), state
+
+  return optax.GradientTransformation(optimizer.init, update)

@@ -1,14 +1,15 @@
-"""Pretraining: next-token prediction on packed documents."""
+"""Pretraining: next-token prediction on packed documents. Letters: R expert layers  E experts."""
 
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
-from jaxtyping import Array, Float, Key
+from jaxtyping import Array, Float, Int, Key
 
 from ultrathink_jax.config import Config
 from ultrathink_jax.data import PreparedData
 from ultrathink_jax.data.loader import Loader
+from ultrathink_jax.layers.router import noise_deviation
 from ultrathink_jax.losses.language_modeling import language_modeling_loss
 from ultrathink_jax.models.language_model import LanguageModel, init_params, parameter_axes
 from ultrathink_jax.models.layer import layer_paths
@@ -19,8 +20,13 @@ def make_pretrain(config: Config) -> Recipe:
   """Returns the recipe; it freezes nothing."""
   model = LanguageModel(config.model)
 
-  def loss(params: Parameters, frozen: None, batch: Batch, key: Key[Array, ""]) -> tuple[Float[Array, ""], LossInfo]:
-    output = model.apply({"params": params}, batch.tokens, batch.context)
+  def loss(
+    params: Parameters, frozen: None, batch: Batch, step: Int[Array, ""], key: Key[Array, ""]
+  ) -> tuple[Float[Array, ""], LossInfo]:
+    context, first = batch.context, config.model.router_noise
+    if first:
+      context = context._replace(router_noise=noise_deviation(first, config.model.router_noise_steps, step))
+    output = model.apply({"params": params}, batch.tokens, context, rngs={"router": key} if first else {})
     return language_modeling_loss(output, batch, config.loss)
 
   return Recipe(
@@ -51,28 +57,57 @@ def _make_source(config: Config, data: PreparedData) -> Callable[[int, TrainStat
 def summarize(config: Config, sums: dict[str, Any]) -> dict[str, Any]:
   """Returns the reported numbers of a step: `loss` is the language-modelling loss in nats per token.
 
-  Expert runs add, over all expert layers, `moe/entropy` (mean entropy of the load over ln E: 1 is even),
-  `moe/max_expert` (largest share of a layer's choices), `moe/dropped` (share of choices dropped) and `moe/load`
-  ({layer: [share of each expert]}).
+  Expert runs add what `_summarize_experts` returns.
   """
   weight = max(float(sums["weight"]), 1e-8)
   values: dict[str, Any] = {"loss": float(sums["loss/lm"]) / weight}
   parts = [name for name in sums if name.startswith("loss/") and name != "loss/lm"]
   if len(parts) > 1:
     values |= {name: float(sums[name]) / weight for name in parts}
-  layers = {}
+  loads = {}
   for number, path, repeat in layer_paths(config.model):
     counts = sums.get(f"moe/load/{path}")
     if counts is not None:
-      layers[f"layers.{number}"] = np.asarray(counts[repeat], np.float64)
-  if layers:
-    total = sum(counts.sum() for counts in layers.values())
-    shares = {name: counts / max(counts.sum(), 1) for name, counts in layers.items()}
-    entropies = [-np.sum(s * np.log(np.maximum(s, 1e-12))) / np.log(max(2, s.size)) for s in shares.values()]
-    values |= {
-      "moe/entropy": float(np.mean(entropies)),
-      "moe/max_expert": float(max(s.max() for s in shares.values())),
-      "moe/dropped": float(sums["moe/dropped"]) / max(total, 1),
-      "moe/load": {name: [round(float(v), 6) for v in s] for name, s in shares.items()},
-    }
+      loads[f"layers.{number}"] = np.asarray(counts[repeat], np.float64)
+  if loads:
+    values |= _summarize_experts(loads, float(sums["moe/dropped"]), config.model.expert_group_sizes)
   return values
+
+
+def _summarize_experts(
+  loads: dict[str, Float[np.ndarray, " E"]], dropped: float, group_sizes: dict[str, int]
+) -> dict[str, Any]:
+  """Returns, over all expert layers and from counts of choices:
+
+  `moe/entropy`: mean entropy of the load over ln E; 1 is even.
+  `moe/max_expert`: largest share of a layer's choices.
+  `moe/dropped`: share of choices dropped.
+  `moe/dead`: number of experts with less than a tenth of an even share.
+  `moe/GROUP/share`: mean share of a group's experts.
+  `moe/GROUP/entropy`: as moe/entropy, of the choices of the group's experts; a group of one has none, and neither has a
+    group that no layer chose.
+  `moe/load`: {layer: [share of each expert]}.
+  """
+  shares = {name: counts / max(counts.sum(), 1) for name, counts in loads.items()}
+  table = np.stack(list(shares.values()))
+  values: dict[str, Any] = {
+    "moe/entropy": _mean_entropy(table),
+    "moe/max_expert": float(table.max()),
+    "moe/dropped": dropped / max(sum(counts.sum() for counts in loads.values()), 1),
+    "moe/dead": int(np.sum(table < 0.1 / table.shape[1])),
+  }
+  first = 0
+  for name, size in group_sizes.items():
+    group = table[:, first : first + size]
+    first += size
+    values[f"moe/{name}/share"] = float(group.sum(axis=1).mean())
+    chosen = group[group.sum(axis=1) > 0]
+    if size > 1 and len(chosen):
+      values[f"moe/{name}/entropy"] = _mean_entropy(chosen / chosen.sum(axis=1, keepdims=True))
+  return values | {"moe/load": {name: [round(float(v), 6) for v in s] for name, s in shares.items()}}
+
+
+def _mean_entropy(shares: Float[np.ndarray, "R E"]) -> float:
+  """Returns the mean over rows of their entropy / ln E; 1 is even."""
+  entropies = -np.sum(shares * np.log(np.maximum(shares, 1e-12)), axis=1)
+  return float(entropies.mean() / np.log(max(2, shares.shape[1])))

@@ -49,7 +49,9 @@ def expert_load(run: Run) -> Plot | None:
   num_heat_columns = min(len(steps), max(MAX_CELLS // num_cells, 40), MAX_COLUMNS)
   distance = max(np.nanmax(np.abs(ratio[-1] - 1)) for ratio in ratios.values())
   reach = next((limit for limit in (0.25, 0.5, 1, 2, 4, 8, 16) if distance <= limit), distance)  # of the bars
-  panel_pixels = int(np.clip(6 * max(ratio.shape[1] for ratio in ratios.values()), 56, 110))
+  names, bounds = _groups(run)
+  panel_pixels = 110 if names else int(np.clip(6 * max(ratio.shape[1] for ratio in ratios.values()), 56, 110))
+  margin_pixels = 90 if names else 48  # left of a heat map
 
   def draw(figure: Figure, width_pixels: int, height_pixels: int, num_columns: int) -> None:
     def place(left: Real, top: Real, width: Real, height: Real) -> Axes:
@@ -63,11 +65,14 @@ def expert_load(run: Run) -> Plot | None:
     pitch = width_pixels / num_columns
     for index, (layer, ratio) in enumerate(ratios.items()):
       row, column = divmod(index, num_columns)
-      left, top = column * pitch + 48, LEGEND_PIXELS + row * (panel_pixels + TITLE_PIXELS)
-      heat = place(left, top, 0.8 * pitch - 80, panel_pixels)
-      bars = place(left + 0.8 * pitch - 42, top, 0.2 * pitch - 26, panel_pixels)
+      left, top = column * pitch + margin_pixels, LEGEND_PIXELS + row * (panel_pixels + TITLE_PIXELS)
+      heat_pixels = 0.8 * pitch - 32 - margin_pixels
+      heat = place(left, top, heat_pixels, panel_pixels)
+      bars = place(left + heat_pixels + 38, top, 0.2 * pitch - 26, panel_pixels)
       _draw_heat(heat, steps, ratio, num_heat_columns, doublings)
       _draw_bars(bars, ratio[-1], reach)
+      if names:
+        _mark_groups(heat, bars, names, bounds)
       heat.set_title(layer)
       if row == 0:
         bars.set_title("at the end", color=MUTED, fontsize=11, loc="center")
@@ -88,6 +93,23 @@ def expert_load(run: Run) -> Plot | None:
     render_columns("load-wide", WIDE_PIXELS, 1 if len(ratios) == 1 else 2),
     render_columns("load-narrow", NARROW_PIXELS, 1),
   )
+
+
+def _groups(run: Run) -> tuple[list[str], Int[np.ndarray, "bounds"]]:
+  """Returns the names of the groups of experts, and the expert that each begins with and that would follow the last."""
+  spelled = run.setting("model", "expert_groups") or ""
+  pairs = [item.partition("=")[::2] for item in spelled.split(",") if item]
+  return [name for name, _ in pairs], np.cumsum([0, *(int(size) for _, size in pairs)])
+
+
+def _mark_groups(heat: Axes, bars: Axes, names: list[str], bounds: Int[np.ndarray, "bounds"]) -> None:
+  """Draws a line between groups and writes their names where a number of the expert would be."""
+  for axes in (heat, bars):
+    for bound in bounds[1:-1]:
+      axes.axhline(bound - 0.5, color=MUTED, linewidth=0.8)
+  heat.set_ylabel("")
+  heat.set_yticks((bounds[:-1] + bounds[1:] - 1) / 2, names)
+  heat.tick_params(axis="y", length=0)
 
 
 def _draw_legend(axes: Axes, doublings: int) -> None:
@@ -189,6 +211,11 @@ def routing(run: Run) -> Plot | None:
 
     return draw
 
-  note = "No token was dropped." if "moe/dropped" in columns and not is_any_dropped else ""
+  notes = ["No token was dropped."] if "moe/dropped" in columns and not is_any_dropped else []
+  num_dead = run.metrics[-1].get("moe/dead")
+  if num_dead:
+    notes.append(f"At the end, {num_dead} experts get less than a tenth of an even share.")
   wide = render(draw_rows(1), WIDE_PIXELS, 270, "routing-wide")
-  return Plot("Routing", note, wide, render(draw_rows(len(shown)), NARROW_PIXELS, 250 * len(shown), "routing-narrow"))
+  return Plot(
+    "Routing", " ".join(notes), wide, render(draw_rows(len(shown)), NARROW_PIXELS, 250 * len(shown), "routing-narrow")
+  )

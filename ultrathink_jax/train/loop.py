@@ -130,7 +130,7 @@ def _restore_or_begin(
 def _compile(config: Config, recipe: Recipe, plan: Plan, state: TrainState, frozen: Any, batch: Batch) -> Callable:
   step = make_train_step(recipe, plan.optimizer, config.train.accumulation_steps, config.train.seed)
   jitted = jax.jit(step, donate_argnums=0, out_shardings=(plan.shardings, None))
-  return jitted.lower(state, frozen, batch).compile(compiler_options=compiler_options())
+  return jitted.lower(state, frozen, batch).compile(compiler_options=compiler_options(config.model.dtype))
 
 
 def _require_finite(step: int, sums: dict[str, Any]) -> None:

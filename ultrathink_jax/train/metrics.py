@@ -11,7 +11,8 @@ from typing import Any
 
 from tqdm import tqdm
 
-MOE_NAMES = {"moe/entropy": "entropy", "moe/max_expert": "max", "moe/dropped": "dropped"}
+MOE_FORMATS = {"entropy": "{:.2f}", "max_expert": "{:.2f}", "dropped": "{:.1%}", "dead": "{}"}
+MOE_NAMES = {"max_expert": "max"}  # shorter on the console
 
 
 class MetricsWriter:
@@ -134,6 +135,7 @@ def format_step(step: int, total_steps: int, values: Mapping[str, Any]) -> str:
     [step] step=120/2000 loss=3.2145 ppl=24.9 toks/s=8,120 lr=2.9e-04 moe=[entropy=0.97 max=0.18 dropped=0.0%] grad=0.83
 
   moe=[...] and dre=[...] appear where `values` have such keys; dre=[...] shows every scalar under `dre/` by its name.
+  moe=[...] ends with dead=N where experts are dead, and with each group's share and entropy as knowledge=51%/0.98.
   """
   parts = [
     f"[step] step={step}/{total_steps}",
@@ -142,11 +144,7 @@ def format_step(step: int, total_steps: int, values: Mapping[str, Any]) -> str:
     f"toks/s={values['tokens_per_second']:,.0f}",
     f"lr={values['learning_rate']:.1e}",
   ]
-  moe = [
-    f"{name}={values[key]:.1%}" if name == "dropped" else f"{name}={values[key]:.2f}"
-    for key, name in MOE_NAMES.items()
-    if key in values
-  ]
+  moe = _moe_parts(values)
   dre = [
     f"{key.removeprefix('dre/')}={value:.3g}"
     for key, value in values.items()
@@ -156,6 +154,20 @@ def format_step(step: int, total_steps: int, values: Mapping[str, Any]) -> str:
   norm = values["grad_norm"]
   parts.append(f"grad={norm:.2f}" if norm == 0 or 0.01 <= abs(norm) < 1e4 else f"grad={norm:.1e}")
   return " ".join(parts)
+
+
+def _moe_parts(values: Mapping[str, Any]) -> list[str]:
+  parts = []
+  for name, spelling in MOE_FORMATS.items():
+    value = values.get(f"moe/{name}")
+    if value is not None and (name != "dead" or value):
+      parts.append(f"{MOE_NAMES.get(name, name)}={spelling.format(value)}")
+  for key, share in values.items():
+    if key.startswith("moe/") and key.endswith("/share"):
+      group = key.split("/")[1]
+      entropy = values.get(f"moe/{group}/entropy")
+      parts.append(f"{group}={share:.0%}" + ("" if entropy is None else f"/{entropy:.2f}"))
+  return parts
 
 
 def format_evaluation(step: int, values: Mapping[str, Any]) -> str:

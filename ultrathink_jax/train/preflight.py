@@ -104,8 +104,8 @@ def _activation_bytes(config: Config, recipe: Recipe, params: Any, rows: int) ->
   length = config.train.sequence_length
   shape = jax.ShapeDtypeStruct((rows, length), jnp.int32)
   batch = Batch(shape, shape, jax.ShapeDtypeStruct((rows, length), jnp.float32), Context(shape, shape))
-  key = jax.eval_shape(lambda: jax.random.key(0))
-  kept = _residual_bytes(lambda p, b, k: recipe.loss(p, None, b, k)[0], params, batch, key)
+  step, key = jax.ShapeDtypeStruct((), jnp.int32), jax.eval_shape(lambda: jax.random.key(0))
+  kept = _residual_bytes(lambda p, b, s, k: recipe.loss(p, None, b, s, k)[0], params, batch, step, key)
   if config.model.remat == "full":
     kept += max(_period_bytes(config.model, group.letters, batch) for group in groups(config.model))
   return kept + 8 * rows * config.model.vocab_size * chunk_length(rows, length, config.model.vocab_size)

@@ -22,9 +22,9 @@ def make_train_step(
     key = jax.random.fold_in(jax.random.key(seed), state.step)
     grad_of_sum = jax.grad(recipe.loss, has_aux=True)
     if accumulation_steps == 1:
-      gradients, info = grad_of_sum(state.params, frozen, batch, key)
+      gradients, info = grad_of_sum(state.params, frozen, batch, state.step, key)
     else:
-      gradients, info = _accumulate(grad_of_sum, state.params, frozen, batch, key, accumulation_steps)
+      gradients, info = _accumulate(grad_of_sum, state, frozen, batch, key, accumulation_steps)
     gradients = jax.tree.map(lambda g: g / jnp.maximum(info.weight, 1e-8), gradients)
     updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
     params = optax.apply_updates(state.params, updates)
@@ -34,16 +34,25 @@ def make_train_step(
   return train_step
 
 
-def _accumulate(grad_of_sum, params, frozen, batch: Batch, key: jax.Array, steps: int) -> tuple[Any, LossInfo]:
+def _accumulate(
+  grad_of_sum: Callable[..., tuple[Any, LossInfo]],
+  state: TrainState,
+  frozen: Any,
+  batch: Batch,
+  key: jax.Array,
+  accumulation_steps: int,
+) -> tuple[Any, LossInfo]:
   """Returns gradients and infos summed over micro-batches; rows are dealt out so that each device keeps its share."""
-  micro_batches = jax.tree.map(lambda x: jnp.moveaxis(x.reshape(x.shape[0] // steps, steps, *x.shape[1:]), 1, 0), batch)
+  deal = lambda x: jnp.moveaxis(x.reshape(x.shape[0] // accumulation_steps, accumulation_steps, *x.shape[1:]), 1, 0)
+  micro_batches = jax.tree.map(deal, batch)
   add = lambda total, new: jax.tree.map(jnp.add, total, new)
 
   def one(total, inputs):
     index, micro_batch = inputs
-    return add(total, grad_of_sum(params, frozen, micro_batch, jax.random.fold_in(key, index))), None
+    new = grad_of_sum(state.params, frozen, micro_batch, state.step, jax.random.fold_in(key, index))
+    return add(total, new), None
 
   first = jax.tree.map(lambda x: x[0], micro_batches)
-  shapes = jax.eval_shape(grad_of_sum, params, frozen, first, key)
+  shapes = jax.eval_shape(grad_of_sum, state.params, frozen, first, state.step, key)
   zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
-  return jax.lax.scan(one, zeros, (jnp.arange(steps), micro_batches))[0]
+  return jax.lax.scan(one, zeros, (jnp.arange(accumulation_steps), micro_batches))[0]
