@@ -131,7 +131,7 @@ class ModelConfig:
       mlp_activation=("swiglu", "geglu", "gelu", "relu2"),
       router=("softmax", "sigmoid", "grouped"),
       attention_backend=("auto", "reference", "blockwise", "cudnn", "pallas"),
-      experts_backend=("auto", "reference", "sorted", "capacity", "pallas", "tokamax"),
+      experts_backend=("auto", "reference", "loop", "sorted", "capacity", "pallas", "tokamax"),
       ssd_backend=("auto", "reference", "chunked", "pallas"),
     )
     may_be_zero = ("unroll", "shared_expert_dim", "router_noise_steps", "mamba_num_heads")

@@ -3,7 +3,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from ultrathink_jax.kernels import experts_loop as experts_loop_module
 from ultrathink_jax.kernels.experts import experts, rank_in_expert
+from ultrathink_jax.kernels.experts_loop import experts_loop
 from ultrathink_jax.kernels.experts_sorted import experts_sorted
 
 T, K, E, D, F = 37, 2, 5, 8, 12
@@ -40,19 +42,30 @@ def test_ranks_count_earlier_tokens_only():
   np.testing.assert_array_equal(rank_in_expert(choices, 3), [[0, 0], [1, 1], [2, 0], [0, 0]])
 
 
+@pytest.fixture
+def short_chunks(monkeypatch):
+  """Makes the loops meet whole chunks, rest chunks and chunks that reach into the next expert."""
+  monkeypatch.setattr(experts_loop_module, "_CHUNK_ROWS", 9)
+  monkeypatch.setattr(experts_loop_module, "_REST_ROWS", 2)
+
+
+@pytest.mark.parametrize("activation", ["swiglu", "relu2"])
 @pytest.mark.parametrize("capacity", [None, 1, 6, 1000])
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
-def test_sorted_rows_equal_the_plain_form_forward_and_gradient(capacity, dtype):
-  x, choices, gates, kernels = inputs(dtype)
+@pytest.mark.parametrize("fast", [experts_sorted, experts_loop])
+@pytest.mark.usefixtures("short_chunks")
+def test_fast_forms_equal_the_plain_form_forward_and_gradient(fast, capacity, dtype, activation):
+  x, choices, gates, (gate, up, down) = inputs(dtype)
+  kernels = (gate if activation == "swiglu" else None, up, down)
 
   def outputs(function):
     def loss(x, gates, kernels):
-      y, is_computed = function(x, choices, gates, *kernels, capacity)
+      y, is_computed = function(x, choices, gates, *kernels, capacity, activation)
       return jnp.sum(jnp.sin(y.astype(jnp.float32))), is_computed
 
     return jax.jit(jax.value_and_grad(loss, argnums=(0, 1, 2), has_aux=True))(x, gates, kernels)
 
-  ((_, kept), gradients), ((_, kept_plain), gradients_plain) = outputs(experts_sorted), outputs(experts)
+  ((_, kept), gradients), ((_, kept_plain), gradients_plain) = outputs(fast), outputs(experts)
   np.testing.assert_array_equal(kept, kept_plain)
   tolerance = {"rtol": 1e-4, "atol": 1e-4} if dtype == jnp.float32 else {"rtol": 0.1, "atol": 0.5}
   for ours, plain in zip(jax.tree.leaves(gradients), jax.tree.leaves(gradients_plain), strict=True):

@@ -29,7 +29,28 @@ ACTIVATIONS: dict[str, Activation] = {
 }
 
 
+@partial(jax.custom_vjp, nondiff_argnums=(0,))
 def activate(name: str, gate: Array | None, up: Array) -> Array:
-  """Returns the hidden units of a feed-forward layer; `gate` is None where the activation has none."""
+  """Returns the hidden units of a feed-forward layer; `gate` is None where the activation has none.
+
+  Computed in float32, given in the dtype of `up`. The backward pass keeps `gate` and `up` alone.
+  """
+  return _activate(name, gate, up)
+
+
+def _activate(name: str, gate: Array | None, up: Array) -> Array:
   function, is_gated = ACTIVATIONS[name]
-  return function(gate) * up if is_gated else function(up)
+  up32 = up.astype(jnp.float32)
+  return (function(gate.astype(jnp.float32)) * up32 if is_gated else function(up32)).astype(up.dtype)
+
+
+def _forward(name, gate, up):
+  return _activate(name, gate, up), (gate, up)
+
+
+def _backward(name, residuals, gradient):
+  _, pullback = jax.vjp(partial(_activate, name), *residuals)
+  return pullback(gradient)
+
+
+activate.defvjp(_forward, _backward)

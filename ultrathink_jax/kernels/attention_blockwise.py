@@ -58,16 +58,23 @@ def _mask(where, queries: slice, keys: slice, window_tokens: int | None) -> Bool
   return visible(*positions, *segments, window_tokens)[:, None, None]
 
 
-def _scores(query: Float[Array, "B K G t H"], key: Float[Array, "B K S H"], scoring: Scoring) -> Array:
-  scores = _by_head("bkmh,bksh->bkms", query, key)
+def _cap(scores: Array, scoring: Scoring) -> Array:
   return scores if scoring.soft_cap is None else scoring.soft_cap * jnp.tanh(scores / scoring.soft_cap)
 
 
-def _by_head(spec: str, rows: Float[Array, "B K G t _"], other: Array) -> Float[Array, "B K G t _"]:
-  """Returns one plain matrix product per kv head: the G query heads of a group share their keys."""
+def _product(spec: str, x: Array, y: Array) -> Array:
+  return jnp.einsum(spec, x, y, preferred_element_type=jnp.float32)
+
+
+def _merge(rows: Float[Array, "B K G t _"]) -> Float[Array, "B K M _"]:
+  """Returns the query heads of a group one after another: they share their keys."""
   B, K, G, t, _ = rows.shape
-  out = jnp.einsum(spec, rows.reshape(B, K, G * t, -1), other, preferred_element_type=jnp.float32)
-  return out.reshape(B, K, G, t, -1)
+  return rows.reshape(B, K, G * t, -1)
+
+
+def _by_head(spec: str, rows: Float[Array, "B K G t _"], other: Array) -> Float[Array, "B K G t _"]:
+  """Returns one plain matrix product per kv head."""
+  return _product(spec, _merge(rows), other).reshape(*rows.shape[:4], -1)
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(5,))
@@ -79,7 +86,8 @@ def _attend_forward(query, key, value, sinks, where, scoring: Scoring):
   outs, log_normalizers = [], []
   for queries, keys in _blocks(query.shape[3], scoring.window_tokens):
     mask = _mask(where, queries, keys, scoring.window_tokens)
-    scores = jnp.where(mask, _scores(query[:, :, :, queries], key[:, :, keys], scoring), _HIDDEN_SCORE)
+    scores = _cap(_by_head("bkmh,bksh->bkms", query[:, :, :, queries], key[:, :, keys]), scoring)
+    scores = jnp.where(mask, scores, _HIDDEN_SCORE)
     highest = jnp.max(scores, axis=-1, keepdims=True)
     if sinks is not None:
       highest = jnp.maximum(highest, sinks)
@@ -103,18 +111,20 @@ def _attend_backward(scoring: Scoring, residuals, out_gradient):
   query_gradients = []
   key_gradient, value_gradient = (jnp.zeros(array.shape, jnp.float32) for array in (key, value))
   for queries, keys in _blocks(query.shape[3], scoring.window_tokens):
-    q, d, z, mean = (array[:, :, :, queries] for array in (query, out_gradient, log_normalizer, means))
+    q, d, z, mean = (_merge(array[:, :, :, queries]) for array in (query, out_gradient, log_normalizer, means))
     k, v = key[:, :, keys], value[:, :, keys]
-    mask = _mask(where, queries, keys, scoring.window_tokens)
-    scores = _scores(q, k, scoring)
-    weights = jnp.where(mask, jnp.exp(scores - z), 0)
-    scores_gradient = weights * (_by_head("bkmh,bksh->bkms", d, v) - mean)
+    mask = jnp.tile(_mask(where, queries, keys, scoring.window_tokens)[:, 0].swapaxes(2, 3), query.shape[2])
+    # Keys first: the gradients of keys and values then need no transposed operand, which is slow on CPU.
+    scores = _cap(_product("bksh,bkmh->bksm", k, q), scoring)
+    weights = jnp.where(mask, jnp.exp(scores - z.swapaxes(2, 3)), 0)
+    scores_gradient = weights * (_product("bksh,bkmh->bksm", v, d) - mean.swapaxes(2, 3))
     if scoring.soft_cap is not None:
       scores_gradient *= 1 - jnp.square(scores / scoring.soft_cap)
     scores_gradient = scores_gradient.astype(dtype)
-    query_gradients.append(_by_head("bkms,bksh->bkmh", scores_gradient, k).astype(dtype))
-    key_gradient = key_gradient.at[:, :, keys].add(_over_queries(scores_gradient, q))
-    value_gradient = value_gradient.at[:, :, keys].add(_over_queries(weights.astype(dtype), d))
+    gradient = _product("bksm,bksh->bkmh", scores_gradient, k).astype(dtype)
+    query_gradients.append(gradient.reshape(*query.shape[:3], -1, query.shape[-1]))
+    key_gradient = key_gradient.at[:, :, keys].add(_product("bksm,bkmh->bksh", scores_gradient, q))
+    value_gradient = value_gradient.at[:, :, keys].add(_product("bksm,bkmh->bksh", weights.astype(dtype), d))
   query_gradient = jnp.concatenate(query_gradients, axis=3)
   sinks_gradient = None
   if sinks is not None:
@@ -122,12 +132,6 @@ def _attend_backward(scoring: Scoring, residuals, out_gradient):
     taken = jnp.where(is_token, jnp.exp(sinks - log_normalizer) * means, 0)
     sinks_gradient = -jnp.sum(taken, axis=(0, 3))[:, :, None]
   return query_gradient, key_gradient.astype(dtype), value_gradient.astype(dtype), sinks_gradient, None
-
-
-def _over_queries(weights: Float[Array, "B K G t S"], rows: Float[Array, "B K G t H"]) -> Float[Array, "B K S H"]:
-  B, K, G, t, S = weights.shape
-  weights, rows = weights.reshape(B, K, G * t, S), rows.reshape(B, K, G * t, -1)
-  return jnp.einsum("bkms,bkmh->bksh", weights, rows, preferred_element_type=jnp.float32)
 
 
 _attend.defvjp(_attend_forward, _attend_backward)

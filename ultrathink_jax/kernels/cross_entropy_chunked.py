@@ -3,7 +3,7 @@
 The loss is a weighted sum, so its gradient with respect to the logits is known as soon as they are: the forward pass
 of a differentiated call forms the gradients of `hidden` and `kernel` chunk by chunk, and no logit is computed twice.
 
-Letters: B batch  T length  D embed  V vocab.
+Letters: B batch  T length  D embed  V vocab  R rows of a chunk.
 """
 
 from functools import partial
@@ -12,7 +12,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from ultrathink_jax.kernels.cross_entropy import soft_cap
+from ultrathink_jax.kernels.cross_entropy import cross_entropy, soft_cap
+from ultrathink_jax.kernels.matmul import transposed_product
 
 _MAX_CHUNK_LOGITS = 2**25  # 128 MiB of float32
 
@@ -41,43 +42,53 @@ def _split(array: Array, chunk: int) -> Array:
   return jnp.moveaxis(array.reshape(B, T // chunk, chunk, *array.shape[2:]), 1, 0)
 
 
-def _logits_and_loss(hidden, kernel, targets, weights, cap):
-  logits = jnp.einsum("btd,dv->btv", hidden, kernel, preferred_element_type=jnp.float32)
-  logits = soft_cap(logits, cap)
-  normalizer = jax.nn.logsumexp(logits, axis=-1)
-  target_logits = jnp.take_along_axis(logits, targets[..., None], axis=-1)[..., 0]
-  return logits, normalizer, jnp.sum(weights * (normalizer - target_logits))
-
-
 @partial(jax.custom_vjp, nondiff_argnums=(5,))
 def _loss(hidden, kernel, targets, weights, cap, chunk: int):
   def add(total, inputs):
     hidden, targets, weights = inputs
-    return total + _logits_and_loss(hidden, kernel.astype(hidden.dtype), targets, weights, cap)[-1], None
+    return total + cross_entropy(hidden, kernel, targets, weights, cap), None
 
   chunks = tuple(_split(array, chunk) for array in (hidden, targets, weights))
   return jax.lax.scan(add, jnp.float32(0), chunks)[0]
 
 
 def _loss_forward(hidden, kernel, targets, weights, cap, chunk: int):
+  D = hidden.shape[-1]
+  kernel_in_dtype = kernel.astype(hidden.dtype)
+
   def add(carry, inputs):
     total, kernel_gradient = carry
-    hidden, targets, weights = inputs
-    logits, normalizer, loss = _logits_and_loss(hidden, kernel.astype(hidden.dtype), targets, weights, cap)
-    is_target = jnp.arange(kernel.shape[1]) == targets[..., None]
-    gradient = weights[..., None] * (jnp.exp(logits - normalizer[..., None]) - is_target)
+    rows, targets, weights = inputs[0].reshape(-1, D), inputs[1].reshape(-1), inputs[2].reshape(-1, 1)
+    logits = soft_cap(jnp.einsum("rd,dv->rv", rows, kernel_in_dtype, preferred_element_type=jnp.float32), cap)
+    highest = jnp.max(logits, axis=-1, keepdims=True)
+    # One exponential a logit: softmax is powers / normalizer, and that division moves to the narrow side of the products.
+    powers = jnp.exp(logits - highest)
+    normalizer = jnp.sum(powers, axis=-1, keepdims=True)
+    target_logits = jnp.take_along_axis(logits, targets[:, None], axis=-1)
+    loss = jnp.sum(weights * (jnp.log(normalizer) + highest - target_logits))
+    gradient = _subtract_at(powers, targets, normalizer)
     if cap is not None:
       gradient *= 1 - jnp.square(logits / cap)
-    gradient = gradient.astype(hidden.dtype)
-    hidden_gradient = jnp.einsum("btv,dv->btd", gradient, kernel.astype(hidden.dtype))
-    kernel_gradient += jnp.einsum("btd,btv->dv", hidden, gradient, preferred_element_type=jnp.float32)
-    return (total + loss, kernel_gradient), hidden_gradient
+    gradient, scale = gradient.astype(rows.dtype), weights / normalizer
+    rows_gradient = scale * jnp.einsum("rv,dv->rd", gradient, kernel_in_dtype, preferred_element_type=jnp.float32)
+    kernel_gradient += transposed_product((rows * scale).astype(rows.dtype), gradient)
+    return (total + loss, kernel_gradient), rows_gradient.astype(rows.dtype).reshape(inputs[0].shape)
 
   chunks = tuple(_split(array, chunk) for array in (hidden, targets, weights))
   start = (jnp.float32(0), jnp.zeros(kernel.shape, jnp.float32))
   (total, kernel_gradient), hidden_gradient = jax.lax.scan(add, start, chunks)
   hidden_gradient = jnp.moveaxis(hidden_gradient, 0, 1).reshape(hidden.shape)
   return total, (hidden_gradient, kernel_gradient.astype(kernel.dtype))
+
+
+def _subtract_at(array: Float[Array, "R V"], columns: Int[Array, " R"], values: Float[Array, "R 1"]) -> Array:
+  """Returns array with values[r] subtracted from array[r, columns[r]].
+
+  On CPU in place. Elsewhere by a comparison, which fuses with its neighbours and stays local where V is sharded.
+  """
+  if jax.default_backend() == "cpu":
+    return array.at[jnp.arange(columns.size), columns].add(-values[:, 0], unique_indices=True)
+  return jnp.where(jnp.arange(array.shape[1]) == columns[:, None], array - values, array)
 
 
 def _loss_backward(chunk: int, residuals, scale):

@@ -4,6 +4,8 @@ Source: arXiv:2101.03961 (capacity).
 Letters: T tokens of the whole batch  K choices of a token  E experts  D embed  F expert width.
 """
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
@@ -20,6 +22,11 @@ def rank_in_expert(choices: Int[Array, "T K"], num_experts: int) -> Int[Array, "
   return jnp.sum((jnp.cumsum(chosen, axis=0) - chosen) * chosen, axis=-1).reshape(choices.shape)
 
 
+def rounded(dtype: Any, *kernels: Float[Array, "E _ _"] | None) -> list[Float[Array, "E _ _"] | None]:
+  """Returns the kernels in `dtype`, that of the tokens."""
+  return [None if kernel is None else kernel.astype(dtype) for kernel in kernels]
+
+
 def experts(
   x: Float[Array, "T D"],
   choices: Int[Array, "T K"],
@@ -32,12 +39,14 @@ def experts(
 ) -> tuple[Float[Array, "T D"], Bool[Array, "T K"]]:
   """Returns sum_k gates[t, k] expert_{choices[t, k]}(x[t]) and which choices were computed.
 
-  An expert is down(activate(gate x, up x)), or down(activate(up x)) without `gate_kernel`.
+  An expert is down(activate(gate x, up x)), or down(activate(up x)) without `gate_kernel`, its kernels
+  rounded to the dtype of x.
 
   A choice of E (one past the last expert) marks a token that is not to be routed. An expert takes the first
   `capacity` choices of it in token order and drops the others; None takes all.
   """
   E = up_kernel.shape[0]
+  gate_kernel, up_kernel, down_kernel = rounded(x.dtype, gate_kernel, up_kernel, down_kernel)
   is_computed = choices < E
   if capacity is not None:
     is_computed &= rank_in_expert(choices, E) < capacity

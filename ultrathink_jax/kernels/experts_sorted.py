@@ -15,6 +15,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from ultrathink_jax.kernels.activation import activate
+from ultrathink_jax.kernels.experts import rounded
 
 _BLOCK_ROWS = 128
 
@@ -38,6 +39,7 @@ def experts_sorted(
 ) -> tuple[Float[Array, "T D"], Bool[Array, "T K"]]:
   """Returns what `experts` does."""
   E, D = up_kernel.shape[:2]
+  gate_kernel, up_kernel, down_kernel = rounded(x.dtype, gate_kernel, up_kernel, down_kernel)
   counts = jnp.sum(jax.nn.one_hot(choices.reshape(-1), E, dtype=jnp.int32), axis=0)
   if capacity is None:
     block = min(_BLOCK_ROWS, max(8, -(-choices.size // E)))

@@ -7,26 +7,50 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+_TRANSPOSED_BLOCK = 256
+
 
 @jax.custom_vjp
 def matmul(x: Float[Array, "T D"], kernel: Float[Array, "D F"]) -> Float[Array, "T F"]:
-  """Returns x kernel.
+  """Returns x kernel in the dtype of x; the float32 kernel is rounded to it first, its gradient is float32.
 
   In the backward pass both products read the output's gradient. Left to itself, XLA on CPU computes whatever made that
   gradient a second time, element by element in transposed order, inside the copy it makes for the kernel's product:
   several times slower than the product itself.
   """
-  return jnp.dot(x, kernel)
+  return _product("td,df->tf", x, kernel.astype(x.dtype)).astype(x.dtype)
 
 
 def _forward(x, kernel):
-  return jnp.dot(x, kernel), (x, kernel)
+  return matmul(x, kernel), (x, kernel)
 
 
 def _backward(residuals, gradient):
   x, kernel = residuals
   gradient = jax.lax.optimization_barrier(gradient)
-  return jnp.einsum("tf,df->td", gradient, kernel), jnp.einsum("td,tf->df", x, gradient)
+  x_gradient = _product("tf,df->td", gradient, kernel.astype(x.dtype)).astype(x.dtype)
+  return x_gradient, transposed_product(x, gradient).astype(kernel.dtype)
 
 
 matmul.defvjp(_forward, _backward)
+
+
+def _product(spec: str, x: Array, y: Array) -> Array:
+  """Returns the product, accumulated in float32; on CPU also given in it, which is what its bfloat16 units make."""
+  on_cpu = jax.default_backend() == "cpu"
+  return jnp.einsum(spec, x, y, preferred_element_type=jnp.float32 if on_cpu else None)
+
+
+def transposed_product(x: Float[Array, "T D"], y: Float[Array, "T F"]) -> Float[Array, "D F"]:
+  """Returns x^T y in float32.
+
+  XLA on CPU has fast bfloat16 products, several times as fast as float32, for every order of operands but this one.
+  There x is first transposed by products with the identity, which are exact.
+  """
+  if x.dtype != jnp.bfloat16 or jax.default_backend() != "cpu":
+    return jnp.einsum("td,tf->df", x, y, preferred_element_type=jnp.float32)
+  blocks = [x[:, start : start + _TRANSPOSED_BLOCK] for start in range(0, x.shape[1], _TRANSPOSED_BLOCK)]
+  transposed = [
+    _product("cd,td->ct", jnp.eye(block.shape[1], dtype=x.dtype), block).astype(x.dtype) for block in blocks
+  ]
+  return _product("dt,tf->df", jnp.concatenate(transposed), y)

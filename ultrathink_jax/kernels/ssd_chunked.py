@@ -7,7 +7,7 @@ Z state size  I = B C K: the chunks of all rows and groups, which are independen
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Float, Int
 
 from ultrathink_jax.kernels.ssd import is_document_start
 
@@ -45,12 +45,11 @@ def ssd_chunked(
   b, c = by_group(b), by_group(c)
   document = jnp.cumsum(starts.reshape(B * C, Q), axis=1)  # documents begun in this chunk
   document = jnp.repeat(document, K, axis=0)[:, None, :, None]  # [I, 1, Q, 1]
-  is_seen = (document == document.swapaxes(2, 3)) & jnp.tri(Q, dtype=bool)  # [I, 1, Q, Q]
+  is_seen = (document[:, 0] == document[:, 0].swapaxes(1, 2)) & jnp.tri(Q, dtype=bool)
+  is_seen = is_seen.astype(dtype)  # [I, Q, Q]
   # [I, G, Q, 1]: sum of dt a up to i from the start of its document or, if that lies before, of the chunk. A product
   # with a triangle rather than a cumsum, which XLA would recompute inside each of the Q x Q exponentials that read it.
-  decay_log = jnp.einsum(
-    "iqr,igro->igqo", is_seen[:, 0].astype(dtype), dt * decay_rates, precision=jax.lax.Precision.HIGHEST
-  )
+  decay_log = jnp.einsum("iqr,igro->igqo", is_seen, dt * decay_rates, precision=jax.lax.Precision.HIGHEST)
 
   y = _inside_chunks(x_dt, decay_log, b, c, is_seen)
 
@@ -79,23 +78,54 @@ def ssd_chunked(
   return y, h.swapaxes(2, 3).reshape(B, N, P, Z)
 
 
-@jax.checkpoint
+@jax.custom_vjp
 def _inside_chunks(
   x_dt: Float[Array, "I G Q P"],
   decay_log: Float[Array, "I G Q 1"],
   b: Float[Array, "I Q Z"],
   c: Float[Array, "I Q Z"],
-  is_seen: Bool[Array, "I 1 Q Q"],
+  is_seen: Float[Array, "I Q Q"],
 ) -> Float[Array, "I G Q P"]:
   """Returns y_i = sum_{j <= i} (c_i b_j) exp(decay_i - decay_j) dt_j x_j over the chunk and document of i.
 
-  Recomputed in the backward pass: its Q x Q matrices outweigh everything else a layer keeps.
+  The backward pass computes the Q x Q matrices again, which outweigh everything else a layer keeps, and transposed, so
+  that every product has its operands in plain order. What decays get needs none of them: of i, the gradient of y_i
+  times y_i; of j, minus the gradient of x_j times x_j.
   """
   dtype = decay_log.dtype
-  decay = jnp.exp(jnp.where(is_seen, decay_log - decay_log.swapaxes(2, 3), -jnp.inf))
-  scores = jnp.einsum("inz,imz->inm", c, b, preferred_element_type=dtype)
+  scores = jnp.einsum("iqz,ijz->iqj", c, b, preferred_element_type=dtype) * is_seen
+  weights = scores[:, None] * _decay(decay_log, decay_log.swapaxes(2, 3))
+  return jnp.einsum("igqj,igjp->igqp", weights.astype(x_dt.dtype), x_dt, preferred_element_type=dtype)
+
+
+def _decay(until: Float[Array, "I G _ _"], since: Float[Array, "I G _ _"]) -> Float[Array, "I G Q Q"]:
+  """Returns exp(until - since), at most 1: it grows only where nothing is seen and must stay finite there."""
+  return jnp.exp(jnp.minimum(until - since, 0))
+
+
+def _inside_forward(x_dt, decay_log, b, c, is_seen):
+  y = _inside_chunks(x_dt, decay_log, b, c, is_seen)
+  return y, (x_dt, decay_log, b, c, is_seen, y)
+
+
+def _inside_backward(residuals, y_gradient):
+  x_dt, decay_log, b, c, is_seen, y = residuals
+  dtype = decay_log.dtype
+  gradient = y_gradient.astype(x_dt.dtype)
+  seen = is_seen.swapaxes(1, 2)  # from here on, keys j first
+  scores = jnp.einsum("ijz,iqz->ijq", b, c, preferred_element_type=dtype) * seen
+  decay = _decay(decay_log.swapaxes(2, 3), decay_log)
   weights = (scores[:, None] * decay).astype(x_dt.dtype)
-  return jnp.einsum("ignm,igmp->ignp", weights, x_dt, preferred_element_type=dtype)
+  x_gradient = jnp.einsum("igjq,igqp->igjp", weights, gradient, preferred_element_type=dtype)
+  weights_gradient = jnp.einsum("igjp,igqp->igjq", x_dt, gradient, preferred_element_type=dtype)
+  scores_gradient = (jnp.sum(weights_gradient * decay, axis=1) * seen).astype(b.dtype)
+  b_gradient = jnp.einsum("ijq,iqz->ijz", scores_gradient, c, preferred_element_type=dtype)
+  c_gradient = jnp.einsum("ijq,ijz->iqz", scores_gradient, b, preferred_element_type=dtype)
+  decay_gradient = jnp.sum(y_gradient * y, -1, keepdims=True) - jnp.sum(x_dt * x_gradient, -1, keepdims=True)
+  return x_gradient.astype(x_dt.dtype), decay_gradient, b_gradient.astype(b.dtype), c_gradient.astype(c.dtype), None
+
+
+_inside_chunks.defvjp(_inside_forward, _inside_backward)
 
 
 def _merge_heads(array: Float[Array, "I G Q P"]) -> Float[Array, "I Q M"]:

@@ -1,6 +1,8 @@
 """What the devices of this process are, hold and prefer. Platform tests live here and in kernels/ only."""
 
 import dataclasses
+import os
+from pathlib import Path
 
 import jax
 import psutil
@@ -38,16 +40,34 @@ def peak_memory_bytes() -> int:
   return int(peak[0].split()[1]) * 1024 if peak else psutil.Process().memory_info().rss
 
 
-def compiler_options() -> dict[str, bool | str]:
-  """Returns XLA options that make a train step faster on this backend.
+def use_compilation_cache() -> Path | None:
+  """Keeps compiled programs on disk from here on, so that the same program compiles once per machine; returns where.
 
-  On CPU: XLA's own matrix products and loops instead of YNNPACK fusions, whose products took twice as long inside a
-  step and whose sums over a middle dim of six-dimensional arrays dominated it; and maxima that need not carry NaN
-  (sums still do).
+  That is the setting of JAX, if there is one (JAX_COMPILATION_CACHE_DIR), else a folder in ULTRATHINK_CACHE_DIR or
+  ~/.cache/ultrathink_jax; None where it cannot be written. JAX_ENABLE_COMPILATION_CACHE=0 turns it off.
   """
-  if jax.default_backend() == "cpu":
-    return {"xla_cpu_experimental_ynn_fusion_type": "", "xla_cpu_enable_fast_min_max": True}
-  return {}
+  if jax.config.jax_compilation_cache_dir is not None:
+    return Path(jax.config.jax_compilation_cache_dir)
+  directory = Path(os.environ.get("ULTRATHINK_CACHE_DIR", "~/.cache/ultrathink_jax")).expanduser() / "compiled"
+  try:
+    directory.mkdir(parents=True, exist_ok=True)
+  except OSError:
+    return None
+  jax.config.update("jax_compilation_cache_dir", str(directory))
+  return directory
+
+
+def compiler_options(dtype: str) -> dict[str, bool | str]:
+  """Returns XLA options that make a train step with activations of `dtype` faster on this backend.
+
+  On CPU: maxima that need not carry NaN (sums still do), and XLA's own loops and float32 matrix products instead of
+  YNNPACK fusions, whose products took twice as long inside a step and whose sums over a middle dim of six-dimensional
+  arrays dominated it. bfloat16 products are YNNPACK's: nothing else reaches the processor's matrix units.
+  """
+  if jax.default_backend() != "cpu":
+    return {}
+  fusions = "LIBRARY_FUSION_TYPE_INDIVIDUAL_DOT" if dtype == "bfloat16" else ""
+  return {"xla_cpu_experimental_ynn_fusion_type": fusions, "xla_cpu_enable_fast_min_max": True}
 
 
 def scan_unroll(repeats: int) -> int:

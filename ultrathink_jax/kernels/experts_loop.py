@@ -1,0 +1,184 @@
+"""Mixture of experts, one expert after another, each over its own rows in chunks.
+
+How many chunks an expert has is known only when the router has spoken, so these are loops of dynamic length: nothing is
+padded but the last chunk, and hidden units stay in the cache. This is the fast form on CPU, where products of many rows
+run at full speed and gathering a copy of the weights for every block of rows (experts_sorted) costs more than they do.
+
+Every product here has both operands in plain order, rows times columns: XLA on CPU takes twice as long for transposed
+ones. Letters: T tokens of the whole batch  K choices of a token  E experts  D embed  F expert width  S sorted rows,
+one a choice, and room for a chunk  R rows of a chunk.
+"""
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int
+
+from ultrathink_jax.kernels.activation import activate
+from ultrathink_jax.kernels.experts import rank_in_expert, rounded
+
+_CHUNK_ROWS = 512
+_REST_ROWS = 64  # of the chunks that take what is left
+_MAX_REST_CHUNKS = 3  # more than these cost more than one chunk that is not full
+
+
+class _Order(NamedTuple):
+  """The choices sorted by expert; those of no expert come last."""
+
+  choice_of_row: Int[Array, " TK"]
+  row_of_choice: Int[Array, "T K"]
+  counts: Int[Array, " E"]  # rows of each expert
+
+
+def experts_loop(
+  x: Float[Array, "T D"],
+  choices: Int[Array, "T K"],
+  gates: Float[Array, "T K"],
+  gate_kernel: Float[Array, "E D F"] | None,
+  up_kernel: Float[Array, "E D F"],
+  down_kernel: Float[Array, "E F D"],
+  capacity: int | None = None,
+  activation: str = "swiglu",
+) -> tuple[Float[Array, "T D"], Bool[Array, "T K"]]:
+  """Returns what `experts` does."""
+  E = up_kernel.shape[0]
+  is_computed = choices < E
+  if capacity is not None:
+    is_computed &= rank_in_expert(choices, E) < capacity
+  flat = jnp.where(is_computed, choices, E).reshape(-1)
+  choice_of_row = jnp.argsort(flat, stable=True)
+  row_of_choice = jnp.zeros_like(flat).at[choice_of_row].set(jnp.arange(flat.size, dtype=flat.dtype))
+  counts = jnp.sum(jax.nn.one_hot(flat, E, dtype=jnp.int32), axis=0)
+  order = _Order(choice_of_row, row_of_choice.reshape(choices.shape), counts)
+  kernels = (gate_kernel, up_kernel, down_kernel)
+  return _mixture(activation, x, gates.astype(jnp.float32), kernels, order), is_computed
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _mixture(activation: str, x, gates, kernels, order: _Order) -> Float[Array, "T D"]:
+  return _forward(activation, x, gates, kernels, order)[0]
+
+
+def _forward(activation: str, x, gates, kernels, order: _Order):
+  F, D = kernels[2].shape[1:]
+  is_gated = kernels[0] is not None
+  inputs = _sort(x, order)
+
+  def run_chunk(chunk: _Chunk, state):
+    outputs, gate_in, up_in = state
+    gate_kernel, up_kernel, down_kernel = chunk.kernels
+    rows = chunk.take(inputs)
+    up = _product(rows, up_kernel).astype(x.dtype)
+    gate = _product(rows, gate_kernel).astype(x.dtype) if is_gated else None
+    outputs = chunk.put(outputs, _product(activate(activation, gate, up), down_kernel))
+    return outputs, chunk.put(gate_in, gate) if is_gated else None, chunk.put(up_in, up)
+
+  empty = lambda width: jnp.zeros((inputs.shape[0], width), x.dtype)
+  state = empty(D), empty(F) if is_gated else None, empty(F)
+  outputs, gate_in, up_in = _for_each_chunk(order.counts, rounded(x.dtype, *kernels), run_chunk, state)
+  y = jnp.einsum("tk,tkd->td", gates, _unsort(outputs, order).astype(jnp.float32)).astype(x.dtype)
+  return y, (x, gates, kernels, order, outputs, gate_in, up_in)
+
+
+def _backward(activation: str, residuals, y_gradient):
+  x, gates, kernels, order, outputs, gate_in, up_in = residuals
+  is_gated = kernels[0] is not None
+  gates_gradient = jnp.einsum("td,tkd->tk", y_gradient, _unsort(outputs, order), preferred_element_type=jnp.float32)
+  row_gates = gates.reshape(-1)[order.choice_of_row][:, None]
+  output_gradients = _sort(y_gradient, order, row_gates)
+  input_columns, output_gradient_columns = _sort(x, order).T, output_gradients.T
+
+  def run_chunk(chunk: _Chunk, state):
+    input_gradients, gate_gradient, up_gradient, down_gradient = state
+    gate_kernel, up_kernel, down_kernel = chunk.kernels  # transposed
+    gate = chunk.take(gate_in) if is_gated else None
+    hidden, pullback = jax.vjp(partial(activate, activation), gate, chunk.take(up_in))
+    rows = jnp.where(chunk.is_row[:, None], chunk.take(output_gradients), 0)
+    columns = jnp.where(chunk.is_row, chunk.take(output_gradient_columns, 1), 0)
+    down_gradient = chunk.add(down_gradient, _product(columns, hidden))
+    gate, up = pullback(_product(rows, down_kernel).astype(x.dtype))
+    columns = chunk.take(input_columns, 1)
+    up_gradient = chunk.add(up_gradient, _product(columns, up))
+    gradient = _product(up, up_kernel)
+    if is_gated:
+      gradient += _product(gate, gate_kernel)
+      gate_gradient = chunk.add(gate_gradient, _product(columns, gate))
+    return chunk.put(input_gradients, gradient), gate_gradient, up_gradient, down_gradient
+
+  transposed = [None if kernel is None else kernel.swapaxes(1, 2) for kernel in kernels]
+  zeros = jnp.zeros(kernels[1].shape, jnp.float32)
+  state = jnp.zeros(output_gradients.shape, x.dtype), zeros if is_gated else None, zeros, zeros
+  input_gradients, *gradients = _for_each_chunk(order.counts, rounded(x.dtype, *transposed), run_chunk, state)
+  gradients[2] = gradients[2].swapaxes(1, 2)
+  x_gradient = jnp.sum(_unsort(input_gradients, order), axis=1, dtype=jnp.float32).astype(x.dtype)
+  gradients = tuple(g if g is None else g.astype(kernels[1].dtype) for g in gradients)
+  return x_gradient, gates_gradient, gradients, None
+
+
+_mixture.defvjp(_forward, _backward)
+
+
+class _Chunk(NamedTuple):
+  """R rows of one expert from `start` on, of which the last may belong to the next expert.
+
+  What is put there is garbage, until the next expert's chunks put their own.
+  """
+
+  expert: Int[Array, ""]
+  kernels: list[Float[Array, "_ _"] | None]
+  start: Int[Array, ""]
+  is_row: Bool[Array, " R"]  # of this expert
+
+  def take(self, array: Array, axis: int = 0) -> Array:
+    return jax.lax.dynamic_slice_in_dim(array, self.start, self.is_row.size, axis)
+
+  def put(self, array: Float[Array, "S _"], rows: Float[Array, "R _"]) -> Float[Array, "S _"]:
+    return jax.lax.dynamic_update_slice_in_dim(array, rows.astype(array.dtype), self.start, 0)
+
+  def add(self, gradients: Float[Array, "E D F"], gradient: Float[Array, "D F"]) -> Float[Array, "E D F"]:
+    total = jax.lax.dynamic_index_in_dim(gradients, self.expert, keepdims=False) + gradient
+    return jax.lax.dynamic_update_index_in_dim(gradients, total, self.expert, 0)
+
+
+def _for_each_chunk(
+  counts: Int[Array, " E"], kernels: list[Any], run_chunk: Callable[[_Chunk, Any], Any], state: Any
+) -> Any:
+  """Returns the state that run_chunk(chunk, state) leaves after every chunk of every expert."""
+  ends = jnp.cumsum(counts)
+
+  def run_expert(expert, state):
+    of_expert = [k if k is None else jax.lax.dynamic_index_in_dim(k, expert, keepdims=False) for k in kernels]
+    end = ends[expert]
+
+    def run_chunks(rows: int, fewest: int, start, state):
+      def run(carry):
+        start, state = carry
+        return start + rows, run_chunk(_Chunk(expert, of_expert, start, jnp.arange(rows) < end - start), state)
+
+      return jax.lax.while_loop(lambda carry: carry[0] + fewest <= end, run, (start, state))
+
+    fewest = _CHUNK_ROWS - _MAX_REST_CHUNKS * _REST_ROWS
+    start, state = run_chunks(_CHUNK_ROWS, fewest, end - counts[expert], state)
+    return run_chunks(_REST_ROWS, 1, start, state)[1]
+
+  return jax.lax.fori_loop(0, counts.size, run_expert, state)
+
+
+def _sort(array: Float[Array, "T D"], order: _Order, scale: Float[Array, "TK 1"] | None = None) -> Float[Array, "S D"]:
+  rows = array[order.choice_of_row // order.row_of_choice.shape[1]]
+  if scale is not None:
+    rows = (rows * scale).astype(rows.dtype)
+  return jnp.pad(rows, ((0, _CHUNK_ROWS), (0, 0)))
+
+
+def _unsort(rows: Float[Array, "S D"], order: _Order) -> Float[Array, "T K D"]:
+  """Returns the row of each choice, 0 for a choice of no expert."""
+  is_computed = order.row_of_choice < jnp.sum(order.counts)
+  return jnp.where(is_computed[..., None], rows[order.row_of_choice], 0)
+
+
+def _product(x: Float[Array, "_ _"], y: Float[Array, "_ _"]) -> Float[Array, "_ _"]:
+  return jnp.dot(x, y, preferred_element_type=jnp.float32)
