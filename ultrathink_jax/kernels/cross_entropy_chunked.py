@@ -61,7 +61,7 @@ def _loss_forward(hidden, kernel, targets, weights, cap, chunk: int):
     rows, targets, weights = inputs[0].reshape(-1, D), inputs[1].reshape(-1), inputs[2].reshape(-1, 1)
     logits = soft_cap(jnp.einsum("rd,dv->rv", rows, kernel_in_dtype, preferred_element_type=jnp.float32), cap)
     highest = jnp.max(logits, axis=-1, keepdims=True)
-    # One exponential a logit: softmax is powers / normalizer, and that division moves to the narrow side of the products.
+    # One exponential a logit: softmax is powers / normalizer, and the narrow sides of products take the division.
     powers = jnp.exp(logits - highest)
     normalizer = jnp.sum(powers, axis=-1, keepdims=True)
     target_logits = jnp.take_along_axis(logits, targets[:, None], axis=-1)

@@ -45,23 +45,23 @@ def experts_sorted(
     block = min(_BLOCK_ROWS, max(8, -(-choices.size // E)))
     first_slot = jnp.concatenate([jnp.zeros(1, jnp.int32), jnp.cumsum(-(-counts // block) * block)])
     num_blocks = -(-choices.size // block) + E
-    plan = _plan(choices, first_slot[:-1], counts, choices.size, num_blocks * block)
+    plan = plan_rows(choices, first_slot[:-1], counts, choices.size, num_blocks * block)
     expert_of_block = jnp.searchsorted(first_slot[1:], jnp.arange(num_blocks) * block, side="right")
     expert_of_block = jnp.minimum(expert_of_block, E - 1)
     of_block = lambda kernel: _kernel_of_block(kernel, expert_of_block)
     buffer = (num_blocks, block, D)
   else:
-    plan = _plan(choices, jnp.arange(E, dtype=jnp.int32) * capacity, counts, capacity, E * capacity)
+    plan = plan_rows(choices, jnp.arange(E, dtype=jnp.int32) * capacity, counts, capacity, E * capacity)
     of_block = lambda kernel: kernel
     buffer = (E, capacity, D)
-  rows = _dispatch(x, plan).reshape(buffer)
+  rows = dispatch(x, plan).reshape(buffer)
   gate = None if gate_kernel is None else jnp.einsum("erd,edf->erf", rows, of_block(gate_kernel))
   hidden = activate(activation, gate, jnp.einsum("erd,edf->erf", rows, of_block(up_kernel)))
   rows = jnp.einsum("erf,efd->erd", hidden, of_block(down_kernel)).reshape(-1, D)
-  return _combine(rows, gates.astype(x.dtype), plan), plan.slot_of_choice < rows.shape[0]
+  return combine(rows, gates.astype(x.dtype), plan), plan.slot_of_choice < rows.shape[0]
 
 
-def _plan(choices, first_slot, counts, capacity: int, num_slots: int) -> Plan:
+def plan_rows(choices, first_slot, counts, capacity: int, num_slots: int) -> Plan:
   """Returns the slots: an expert's first `capacity` choices, in token order, from its `first_slot` on."""
   E = counts.shape[0]
   flat = choices.reshape(-1)
@@ -81,30 +81,30 @@ def _take(rows: Float[Array, "S D"], indices: Int[Array, "..."]) -> Float[Array,
 
 
 @jax.custom_vjp
-def _dispatch(x: Float[Array, "T D"], plan: Plan) -> Float[Array, "S D"]:
+def dispatch(x: Float[Array, "T D"], plan: Plan) -> Float[Array, "S D"]:
   """Returns the row of each slot. Its gradient is a gather too: a choice has one slot."""
   return _take(x, plan.choice_of_slot // plan.slot_of_choice.shape[1])
 
 
 def _dispatch_forward(x, plan):
-  return _dispatch(x, plan), plan
+  return dispatch(x, plan), plan
 
 
 def _dispatch_backward(plan, rows_gradient):
   return jnp.sum(_take(rows_gradient, plan.slot_of_choice), axis=1), None
 
 
-_dispatch.defvjp(_dispatch_forward, _dispatch_backward)
+dispatch.defvjp(_dispatch_forward, _dispatch_backward)
 
 
 @jax.custom_vjp
-def _combine(rows: Float[Array, "S D"], gates: Float[Array, "T K"], plan: Plan) -> Float[Array, "T D"]:
-  """Returns sum_k gates[t, k] rows[slot of (t, k)]; like _dispatch, gathers both ways."""
+def combine(rows: Float[Array, "S D"], gates: Float[Array, "T K"], plan: Plan) -> Float[Array, "T D"]:
+  """Returns sum_k gates[t, k] rows[slot of (t, k)]; like dispatch, gathers both ways."""
   return jnp.einsum("tk,tkd->td", gates, _take(rows, plan.slot_of_choice))
 
 
 def _combine_forward(rows, gates, plan):
-  return _combine(rows, gates, plan), (rows, gates, plan)
+  return combine(rows, gates, plan), (rows, gates, plan)
 
 
 def _combine_backward(residuals, gradient):
@@ -115,7 +115,7 @@ def _combine_backward(residuals, gradient):
   return rows_gradient, gates_gradient, None
 
 
-_combine.defvjp(_combine_forward, _combine_backward)
+combine.defvjp(_combine_forward, _combine_backward)
 
 
 @jax.custom_vjp

@@ -31,7 +31,8 @@ def ssd(
   """Returns y and the last state of h_t = exp(dt_t a) h_{t-1} + dt_t x_t b_t^T, y_t = h_t c_t, one token at a time.
 
   `dt` is positive and must be 0 at padding, which then leaves the state as it is; h restarts from 0 where a document
-  starts. Heads of a group share b and c; `chunk_tokens` is for the other forms. The state is at least float32, y has the dtype of x.
+  starts. Heads of a group share b and c. The state is at least float32, y has the dtype of x. `chunk_tokens` is for the
+  other forms.
   """
   B, _, N, P = x.shape
   K, Z = b.shape[2:]

@@ -83,7 +83,7 @@ class Attention(nn.Module):
       sinks = self.param("sinks", init, (c.num_heads,), jnp.float32)
     positions, segments = context.positions, context.segment_ids
     if cache is None:
-      attend = ATTENTION[resolve_attention(c.backend, c.scoring, c.has_sinks)]
+      attend = ATTENTION[resolve_attention(c.backend, c.scoring, c.has_sinks, query.dtype, c.head_dim)]
       out = attend(query, key, value, positions, positions, segments, segments, c.scoring, sinks)
     else:
       out, cache = _attend_with_cache(query, key, value, context, cache, c.scoring, sinks)

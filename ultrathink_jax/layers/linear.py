@@ -4,6 +4,7 @@ Letters: E experts  D embed  F expert width.
 """
 
 import math
+
 import jax.numpy as jnp
 from flax import linen as nn
 from jaxtyping import Array, Float

@@ -1,0 +1,113 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.experimental.pallas import tpu
+
+from tests.conftest import packed_context
+from tests.kernels.test_attention_pallas import lowers_for_gpu, pytestmark, run_as_on_tpu  # noqa: F401
+from tests.kernels.test_ssd import inputs
+from ultrathink_jax.kernels import ssd_pallas as ssd_pallas_module
+from ultrathink_jax.kernels.ssd import ssd
+from ultrathink_jax.kernels.ssd_pallas import ssd_pallas
+
+
+def outputs(function, arrays, segments, *extra):
+  """Returns y, the last state and all gradients of a weighted sum of both, so that no rounding is magnified."""
+
+  def loss(*arrays):
+    y, last = function(*arrays[:5], segments, arrays[5], *extra)
+    weigh = lambda array: jnp.sum(array * jnp.cos(jnp.arange(array.size)).reshape(array.shape))
+    return weigh(y.astype(jnp.float32)) + weigh(last), (y, last)
+
+  return jax.jit(jax.value_and_grad(loss, argnums=range(6), has_aux=True))(*arrays)
+
+
+def packed(length, *documents, dtype=jnp.float32):
+  x, dt, a, b, c, h = inputs(length, dtype)
+  segments = packed_context(*documents, batch=2).segment_ids
+  return (x, jnp.where(segments[..., None] != 0, dt, 0), a, b, c, h), segments
+
+
+@pytest.mark.parametrize(
+  ("length", "documents", "chunk"),
+  [
+    (1, (1,), 128),
+    (53, (20, 1, 27, -5), 16),  # boundaries inside chunks, one at a chunk's end, padding
+    (53, (33, 20), 40),
+  ],
+)
+def test_the_kernels_equal_the_recurrence_forward_and_gradient(length, documents, chunk):
+  arrays, segments = packed(length, *documents)
+  both = outputs(ssd_pallas, arrays, segments, chunk), outputs(ssd, arrays, segments)
+  for ours, plain in zip(*map(jax.tree.leaves, both), strict=True):
+    assert ours.dtype == plain.dtype
+    # float32 sums of up to 53 terms in another order, relative to the largest.
+    np.testing.assert_allclose(ours, plain, rtol=1e-4, atol=1e-5 * float(jnp.abs(plain).max()))
+
+
+def test_the_form_for_tpu_equals_the_recurrence(monkeypatch):
+  run_as_on_tpu(monkeypatch, ssd_pallas_module)
+  arrays, segments = packed(53, 20, 1, 27, -5)
+  with tpu.force_tpu_interpret_mode():
+    as_on_tpu = outputs(ssd_pallas, arrays, segments, 16)
+  for ours, plain in zip(*map(jax.tree.leaves, (as_on_tpu, outputs(ssd, arrays, segments))), strict=True):
+    np.testing.assert_allclose(ours, plain, rtol=1e-4, atol=1e-5 * float(jnp.abs(plain).max()))
+
+
+def test_bfloat16_stays_near_float32():
+  arrays, segments = packed(40, 25, 15)
+  half = [array.astype(jnp.bfloat16) if i in (0, 3, 4) else array for i, array in enumerate(arrays)]
+  both = outputs(ssd_pallas, half, segments, 16), outputs(ssd, [array.astype(jnp.float32) for array in half], segments)
+  for ours, exact in zip(*map(jax.tree.leaves, both), strict=True):
+    scale = float(jnp.abs(exact).max())
+    # Factors of the products, and the states the backward pass reads, have 8 bits: 0.4 % each, a few in a row.
+    assert float(jnp.abs(ours.astype(jnp.float32) - exact).max()) < 0.02 * scale
+
+
+def test_without_a_state_it_starts_from_zero():
+  (x, dt, a, b, c, h), segments = packed(20, 20)
+  for ours, zero in zip(
+    ssd_pallas(x, dt, a, b, c, segments), ssd_pallas(x, dt, a, b, c, segments, jnp.zeros_like(h)), strict=True
+  ):
+    np.testing.assert_array_equal(ours, zero)
+
+
+def test_large_steps_stay_finite():
+  arrays, segments = packed(40, 13, 1, 26)
+  arrays = (arrays[0], 1e3 * arrays[1], *arrays[2:])
+  for leaf in jax.tree.leaves(outputs(ssd_pallas, arrays, segments, 16)):
+    assert bool(jnp.isfinite(leaf).all())
+
+
+@lowers_for_gpu
+def test_the_kernels_lower_for_gpu():
+  shape = lambda *dims, dtype=jnp.float32: jax.ShapeDtypeStruct(dims, dtype)
+  half = jnp.bfloat16
+
+  def gradient(x, dt, a, b, c, segments):
+    loss = lambda *arrays: jnp.sum(ssd_pallas(*arrays, segments)[0])
+    return jax.grad(loss, argnums=range(5))(x, dt, a, b, c)
+
+  arrays = (
+    shape(2, 300, 4, 64, dtype=half),
+    shape(2, 300, 4),
+    shape(4),
+    shape(2, 300, 2, 64, dtype=half),
+    shape(2, 300, 2, 64, dtype=half),
+    shape(2, 300, dtype=jnp.int32),
+  )
+  program = jax.jit(gradient).trace(*arrays).lower(lowering_platforms=("cuda",))
+  assert program.as_text().count("triton") >= 2  # states, and the backward walk
+
+
+@pytest.mark.gpu
+@pytest.mark.tpu
+def test_the_compiled_kernels_equal_the_recurrence():
+  x, dt, a, b, c, h = inputs(1000, jnp.bfloat16, heads=8, head_dim=64, state=64)
+  segments = packed_context(600, 1, 380, -19, batch=2).segment_ids
+  arrays = (x, jnp.where(segments[..., None] != 0, dt, 0), a, b, c, h)
+  exact = outputs(ssd, [array.astype(jnp.float32) for array in arrays], segments)
+  for ours, plain in zip(*map(jax.tree.leaves, (outputs(ssd_pallas, arrays, segments), exact)), strict=True):
+    scale = float(jnp.abs(plain).max())
+    assert float(jnp.abs(ours.astype(jnp.float32) - plain).max()) < 0.03 * scale
