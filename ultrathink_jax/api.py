@@ -15,7 +15,10 @@ from ultrathink_jax.config import Config, GenerateConfig, ModelConfig, from_mapp
 from ultrathink_jax.data.tokenizer import Tokenizer, load_tokenizer
 from ultrathink_jax.errors import CheckpointError, ConfigError
 from ultrathink_jax.generate.engine import generate
-from ultrathink_jax.interop.pretrained import load_pretrained, save_pretrained
+from ultrathink_jax.interop import huggingface
+from ultrathink_jax.interop.families import FAMILIES
+from ultrathink_jax.interop.pretrained import FORMAT, load_pretrained, save_pretrained
+from ultrathink_jax.interop.tokenizer_files import save_for_transformers
 from ultrathink_jax.models.language_model import LanguageModel, inference_config, init_params, logits, single_documents
 from ultrathink_jax.train.checkpoint import Checkpoints, shapes_on
 from ultrathink_jax.types import Parameters
@@ -58,22 +61,64 @@ class Model:
     sampling = dataclasses.replace(self.sampling, **settings)
     return generate(self.config, self.params, self.tokenizer, prompts, sampling)
 
-  def save_pretrained(self, directory: str | Path) -> None:
-    """Writes a directory of safetensors that `load` reads."""
-    save_pretrained(Path(directory), self.config, self.params, self.tokenizer)
+  def save_pretrained(self, directory: str | Path, format: str = "auto", family: str | None = None) -> None:
+    """Writes a directory that transformers and `load` read.
+
+    `format` is auto, huggingface or ultrathink_jax. Where no class of transformers computes the model exactly, auto
+    writes our own format, which `load` alone reads, and prints why. `family` is the model_type to write, by default the
+    plainest that is exact.
+
+    Raises:
+      ConfigError: format is huggingface, or family is given, and the model does not fit.
+    """
+    directory = Path(directory)
+    _require_known("format", format, ("auto", "huggingface", FORMAT))
+    if family:
+      _require_known("family", family, tuple(FAMILIES))
+    if format != FORMAT:
+      ids = {"bos_token_id": self.tokenizer.bos_id, "eos_token_id": self.tokenizer.eos_id}
+      try:
+        export = huggingface.save(directory, self.config, self.params, ids, FAMILIES[family] if family else None)
+      except ConfigError as error:
+        if format == "huggingface" or family:
+          raise
+        print(f"[export] {error}")
+      else:
+        _report(directory, export, save_for_transformers(directory, self.tokenizer))
+        return
+    save_pretrained(directory, self.config, self.params, self.tokenizer)
+
+
+def _require_known(key: str, value: str, allowed: tuple[str, ...]) -> None:
+  if value not in allowed:
+    raise ConfigError(f"{key}={value!r} is not one of {', '.join(allowed)}")
+
+
+def _report(directory: Path, export: huggingface.Export, note: str) -> None:
+  grown = ""
+  if export.written > export.parameters:
+    grown = f"; layers of zeros make {export.parameters:,} parameters {export.written:,}"
+  print(f"[export] {directory} holds a {export.family.architecture}{grown}{'; ' if note else ''}{note}")
 
 
 def load(path: str | Path) -> Model:
   """Returns the model of a workdir (its newest checkpoint), of one checkpoint in it, or of a saved directory.
 
+  A saved directory is one of ours or of the transformers library; of the latter, the architectures in
+  `interop.families.FAMILIES`.
+
   Raises:
     CheckpointError: there is no such model, or it is damaged.
+    ConfigError: it is one of transformers that we do not compute.
+    DataError: it has no tokenizer that we read.
   """
   path = Path(path)
   if path.parent.name == "checkpoints" and path.name.isdigit():
     return _load_workdir(path.parent.parent, int(path.name))
   if (path / "checkpoints").is_dir():
     return _load_workdir(path, None)
+  if huggingface.is_huggingface(path):
+    return Model(*huggingface.load(path), load_tokenizer(path))
   if (path / "config.json").is_file():
     return Model(*load_pretrained(path))
   raise CheckpointError(

@@ -9,6 +9,7 @@ import os
 import re
 import sys
 import traceback
+from importlib import import_module
 from pathlib import Path
 
 from absl import flags
@@ -17,7 +18,8 @@ from ml_collections import config_flags
 from ultrathink_jax.config import Config, from_mapping
 from ultrathink_jax.errors import INTERRUPTED_EXIT_CODE, ConfigError, UserError
 
-MODES = ("train", "evaluate", "generate", "describe")
+_NEED_NO_CONFIG = ("import", "export")
+MODES = ("train", "evaluate", "generate", "describe", *_NEED_NO_CONFIG)
 
 
 def _define_flags(argv: list[str]) -> tuple[flags.FlagValues, flags.FlagHolder]:
@@ -32,6 +34,11 @@ def _define_flags(argv: list[str]) -> tuple[flags.FlagValues, flags.FlagHolder]:
   flags.DEFINE_enum("mode", "train", MODES, "What to do.", flag_values=values)
   flags.DEFINE_multi_string("prompt", [], "Text to complete (mode generate); may be repeated.", flag_values=values)
   flags.DEFINE_string("prompt_file", None, "File whose whole text is one more prompt.", flag_values=values)
+  flags.DEFINE_string("source", None, "Hugging Face directory (mode import).", flag_values=values)
+  flags.DEFINE_string("output", None, "Directory to write (mode export).", flag_values=values)
+  flags.DEFINE_string(
+    "family", None, "model_type to write (mode export); by default the plainest that is exact.", flag_values=values
+  )
   flags.DEFINE_boolean("debug", False, "Show the traceback of errors a user can cause.", flag_values=values)
   return values, config
 
@@ -58,6 +65,12 @@ def _run(argv: list[str]) -> int:
     print(f"{__doc__}\n{values.get_help()}\nEvery key of --config, with its unit and default: configs/base.py")
     return 0
   config = _parse(argv, values, holder)
+  from ultrathink_jax.parallel.devices import use_compilation_cache
+
+  use_compilation_cache()
+  if values.mode in _NEED_NO_CONFIG:
+    _convert(values, config)
+    return 0
   workdir = Path(values.workdir or Path("runs") / Path(config_flags.get_config_filename(values["config"])).stem)
   prompts = _prompts(values) if values.mode == "generate" else []
   from ultrathink_jax import modes
@@ -73,6 +86,20 @@ def _run(argv: list[str]) -> int:
   return 0
 
 
+def _convert(values: flags.FlagValues, config: Config) -> None:
+  """Runs mode import or export."""
+  other = "source" if values.mode == "import" else "output"
+  for name in ("workdir", other):
+    if not values[name].value:
+      raise ConfigError(f"mode {values.mode} needs --{name}=DIR")
+  from ultrathink_jax import modes
+
+  if values.mode == "import":
+    modes.import_model(config, Path(values.source), Path(values.workdir))
+  else:
+    modes.export_model(Path(values.workdir), Path(values.output), values.family)
+
+
 def _parse(argv: list[str], values: flags.FlagValues, holder: flags.FlagHolder) -> Config:
   """Returns the checked configuration of a command line. Raises ConfigError for any flag or key that is wrong."""
   try:
@@ -81,6 +108,8 @@ def _parse(argv: list[str], values: flags.FlagValues, holder: flags.FlagHolder) 
     raise ConfigError(_explain(error, argv)) from error
   if rest[1:]:
     raise ConfigError(f"{rest[1]!r} is not a flag; write --name=value")
+  if holder.value is None and values.mode in _NEED_NO_CONFIG:
+    return from_mapping(import_module("configs.base").get_config().to_dict())
   if holder.value is None:
     raise ConfigError("--config is missing; try --config=configs/nano.py")
   return from_mapping(holder.value.to_dict())

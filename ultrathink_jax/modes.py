@@ -20,6 +20,8 @@ from ultrathink_jax.data.loader import validation_batches
 from ultrathink_jax.errors import ConfigError
 from ultrathink_jax.evaluate import perplexity
 from ultrathink_jax.evaluate.perplexity import Evaluation
+from ultrathink_jax.interop.workdir import import_directory
+from ultrathink_jax.kernels import backends
 from ultrathink_jax.models.counts import count_model, train_flops_per_token
 from ultrathink_jax.parallel.devices import Devices, describe_devices, peak_memory_bytes
 from ultrathink_jax.recipes import RECIPES
@@ -88,6 +90,19 @@ def describe(config: Config, workdir: Path) -> None:
   _write_json(workdir / "describe.json", description(config))
 
 
+def import_model(config: Config, source: Path, workdir: Path) -> None:
+  """Makes a workdir of a Hugging Face directory, at step 0."""
+  config = import_directory(source, workdir, config, workdir / api.DATA_DIRECTORY / "tokenizer")
+  count = count_model(config.model)
+  _log(f"[import] {source}: {config.model.layers}, {count.total:,} parameters, {count.active:,} active")
+  _log(f"[import] train on with --config={workdir / 'config.py'} --workdir={workdir}")
+
+
+def export_model(workdir: Path, output: Path, family: str | None) -> None:
+  """Writes the newest checkpoint as a directory that transformers loads, or says why it is one of ours."""
+  api.load(workdir).save_pretrained(output, family=family)
+
+
 def _prepare(config: Config, workdir: Path) -> PreparedData:
   prepared = data.prepare(config.data, config.model.vocab_size, workdir / api.DATA_DIRECTORY, _log)
   if not len(prepared.validation):
@@ -108,6 +123,8 @@ def _claim(workdir: Path, config: Config) -> None:
     before, now = (_flatten(values) for values in (_read_json(path), json.loads(config.to_json())))
     changed = [key for key in now if now[key] != before.get(key) and key.split(".")[0] not in _FREE_ON_RESUME]
     changed = [key for key in changed if key != "train.log_every_steps"]
+    if [step.name for step in (workdir / "checkpoints").glob("[0-9]*")] == ["0"]:  # imported, and not trained yet
+      changed = [key for key in changed if key.startswith("model.") or key == "data.tokenizer"]
     if changed:
       differences = ", ".join(f"{key} was {before.get(key)!r} and is {now[key]!r}" for key in changed[:4])
       more = f" and {len(changed) - 4} more" if len(changed) > 4 else ""
@@ -188,6 +205,7 @@ def _facts(config: Config, workdir: Path, devices: Devices, plan: loop.Plan, arg
       "flax": version("flax"),
       "python": platform.python_version(),
     },
+    "kernels": backends.describe(config.model),
     "mesh": dict(plan.mesh.shape),
     "memory": {"need_bytes": plan.need.total, "have_bytes": devices.memory_bytes},
   }
@@ -196,10 +214,12 @@ def _facts(config: Config, workdir: Path, devices: Devices, plan: loop.Plan, arg
 def _headline(facts: dict[str, Any], plan: loop.Plan) -> str:
   model, device = facts["model"], facts["device"]
   axes = " x ".join(f"{axis} {size}" for axis, size in plan.mesh.shape.items() if size > 1) or "one device"
+  kernels = ", ".join(f"{letter} {name}" for letter, name in facts["kernels"].items())
   return (
     f"[setup] {model['layers']}: {model['parameters_total']:,} parameters, {model['parameters_active']:,} active; "
     f"{device['count']} x {device['kind']} ({axes}); about {plan.need.total / 2**30:.1f} of "
-    f"{facts['memory']['have_bytes'] / 2**30:.1f} GiB a device; jax {facts['versions']['jax']}"
+    f"{facts['memory']['have_bytes'] / 2**30:.1f} GiB a device; jax {facts['versions']['jax']}\n"
+    f"[setup] kernels: {kernels or 'no choice'}; compiled programs are kept in {jax.config.jax_compilation_cache_dir}"
   )
 
 

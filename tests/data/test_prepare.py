@@ -90,11 +90,12 @@ def test_a_model_file_of_the_right_size_is_used(config, prepared, tmp_path, mess
   assert prepare(given, 512, tmp_path / "data", messages.append).fingerprint == prepared.fingerprint
 
 
-def test_a_model_file_of_another_size_tells_the_right_value(config, prepared, tmp_path):
+def test_a_vocabulary_may_be_padded_but_not_too_small(config, prepared, tmp_path):
   prepared.tokenizer.save(tmp_path)
   given = DataConfig(config.source, str(tmp_path / "tokenizer.model"), 0.1)
-  with pytest.raises(ConfigError, match=r"vocab_size=600 .* set model\.vocab_size=512"):
-    prepare(given, 600, tmp_path / "data", print)
+  assert prepare(given, 600, tmp_path / "data", print).fingerprint == prepared.fingerprint
+  with pytest.raises(ConfigError, match=r"vocab_size=500 .* set model\.vocab_size to 512 or more"):
+    prepare(given, 500, tmp_path / "data", print)
 
 
 def test_a_missing_model_file_is_a_data_error(config, tmp_path):

@@ -1,10 +1,18 @@
 """Tokenizers are exact, deterministic and silent about control symbols."""
 
+import hashlib
 import itertools
+import json
 
 import pytest
 
-from ultrathink_jax.data.tokenizer import NumbersTokenizer, SentencePieceTokenizer, load_tokenizer, train_sentencepiece
+from ultrathink_jax.data.tokenizer import (
+  JsonTokenizer,
+  NumbersTokenizer,
+  SentencePieceTokenizer,
+  load_tokenizer,
+  train_sentencepiece,
+)
 from ultrathink_jax.errors import ConfigError, DataError
 
 TEXTS = [f"def f{i}(x):\n    if x > {i}:\n        return x * {i}\n\treturn 'ä'\r\n" for i in range(300)]
@@ -102,3 +110,77 @@ def test_numbers_are_their_own_tokens(tmp_path):
 def test_numbers_refuse_other_text(text):
   with pytest.raises(DataError, match="numbers from 2 to 19"):
     NumbersTokenizer(20).encode(text)
+
+
+@pytest.fixture
+def json_directory(tmp_path):
+  """Returns a directory with a byte-level tokenizer.json, as transformers writes it, without special tokens named."""
+  from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+
+  tokenizer = Tokenizer(models.BPE())
+  tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+  tokenizer.decoder = decoders.ByteLevel()
+  alphabet = pre_tokenizers.ByteLevel.alphabet()
+  special = ["<|end|>", "<|begin|>", "<|user|>"]
+  trainer = trainers.BpeTrainer(vocab_size=400, special_tokens=special, initial_alphabet=alphabet, show_progress=False)
+  tokenizer.train_from_iterator(TEXTS, trainer)
+  directory = tmp_path / "json"
+  directory.mkdir()
+  tokenizer.save(str(directory / "tokenizer.json"))
+  return directory
+
+
+def write(path, values):
+  path.write_text(json.dumps(values))
+
+
+@pytest.mark.parametrize("text", NASTY)
+def test_a_byte_level_json_tokenizer_gives_texts_back(json_directory, text):
+  write(json_directory / "tokenizer_config.json", {"eos_token": "<|end|>"})
+  tokenizer = load_tokenizer(json_directory)
+  assert isinstance(tokenizer, JsonTokenizer)
+  assert tokenizer.decode(tokenizer.encode(text)) == text
+  assert tokenizer.encode_batch([text, "x"]) == [tokenizer.encode(text), tokenizer.encode("x")]
+
+
+@pytest.mark.parametrize(
+  ("files", "bos_id", "eos_id"),
+  [
+    ({"tokenizer_config.json": {"bos_token": "<|begin|>", "eos_token": {"content": "<|end|>"}}}, 1, 0),
+    ({"special_tokens_map.json": {"bos_token": {"content": "<|begin|>"}, "eos_token": "<|end|>"}}, 1, 0),
+    ({"config.json": {"bos_token_id": 1, "eos_token_id": [0, 2]}}, 1, 0),
+    ({"tokenizer_config.json": {"bos_token": None, "eos_token": "<|end|>"}}, 0, 0),
+    ({"tokenizer_config.json": {"eos_token": "<|end|>"}, "config.json": {"bos_token_id": 1, "eos_token_id": 2}}, 1, 0),
+  ],
+)
+def test_special_tokens_come_from_the_files_beside_a_json_tokenizer(json_directory, files, bos_id, eos_id):
+  for name, values in files.items():
+    write(json_directory / name, values)
+  tokenizer = load_tokenizer(json_directory)
+  assert (tokenizer.bos_id, tokenizer.eos_id) == (bos_id, eos_id)
+
+
+def test_a_json_tokenizer_is_saved_with_its_files(json_directory, tmp_path):
+  write(json_directory / "config.json", {"bos_token_id": 1, "eos_token_id": 0})
+  write(json_directory / "tokenizer_config.json", {"chat_template": "{{ x }}", "bos_token": None})
+  tokenizer = load_tokenizer(json_directory / "tokenizer.json")
+  tokenizer.save(tmp_path / "copy")
+  copy = load_tokenizer(tmp_path / "copy")
+  assert (copy.bos_id, copy.eos_id, copy.vocab_size) == (1, 0, 400)
+  assert copy.fingerprint == hashlib.sha256((json_directory / "tokenizer.json").read_bytes()).hexdigest()
+  assert json.loads((tmp_path / "copy" / "tokenizer_config.json").read_text())["chat_template"] == "{{ x }}"
+
+
+def test_decoding_leaves_out_what_begins_and_ends_a_document(json_directory):
+  write(json_directory / "tokenizer_config.json", {"bos_token": "<|begin|>", "eos_token": "<|end|>"})
+  tokenizer = load_tokenizer(json_directory)
+  assert tokenizer.encode("<|user|>x")[0] == 2
+  assert tokenizer.decode([1, *tokenizer.encode("<|user|>x"), 0]) == "<|user|>x"
+
+
+def test_a_json_tokenizer_without_eos_or_of_another_kind_is_a_data_error(json_directory):
+  with pytest.raises(DataError, match="no EOS token"):
+    load_tokenizer(json_directory)
+  write(json_directory / "tokenizer.json", {"version": "1.0"})
+  with pytest.raises(DataError, match="not a file of the tokenizers library"):
+    load_tokenizer(json_directory)

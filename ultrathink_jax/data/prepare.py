@@ -107,10 +107,10 @@ def _find_tokenizer(
 ) -> Tokenizer:
   if kind not in ("numbers", "sentencepiece"):
     tokenizer = load_tokenizer(kind)
-    if tokenizer.vocab_size != vocab_size:
+    if tokenizer.vocab_size > vocab_size:  # fewer are fine: models pad their vocabularies
       raise ConfigError(
         f"model.vocab_size={vocab_size} but data.tokenizer={kind!r} has {tokenizer.vocab_size} tokens; "
-        f"set model.vocab_size={tokenizer.vocab_size}"
+        f"set model.vocab_size to {tokenizer.vocab_size} or more"
       )
     key = tokenizer.fingerprint
   elif kind == "numbers":

@@ -21,7 +21,13 @@ from ultrathink_jax.errors import ConfigError, DataError
 NUM_NUMBERS_SPECIAL = 2  # BOS and EOS of the numbers tokenizer, whose ordinary tokens follow
 
 _MODEL_FILE = "tokenizer.model"
-_NUMBERS_FILE = "tokenizer.json"
+_JSON_FILE = "tokenizer.json"  # of the tokenizers library; ours where it holds "numbers" alone
+_SETTINGS_FILE = "tokenizer_config.json"
+# What transformers reads beside tokenizer.json, kept so that a model can be written with what it came with.
+_COMPANION_FILES = (_SETTINGS_FILE, "special_tokens_map.json", "added_tokens.json", "chat_template.jinja")
+SENTENCEPIECE_KEY = (
+  "ultrathink_jax_sentencepiece"  # of tokenizer_config.json: tokenizer.json stands for tokenizer.model
+)
 _NUM_FIXED = 256 + 3  # bytes, unknown, BOS and EOS
 _MAX_TRAINING_BYTES = 16 * 1024 * 1024  # about 5 seconds of training
 _MAX_SENTENCE_CHARS = 100_000
@@ -64,6 +70,7 @@ class SentencePieceTokenizer:
     self.vocab_size = self._processor.vocab_size()
     self.bos_id = self._processor.bos_id()
     self.eos_id = self._processor.eos_id()
+    self.unk_id = self._processor.unk_id()
     self.fingerprint = hashlib.sha256(model).hexdigest()
     if min(self.bos_id, self.eos_id) < 0:
       raise DataError(f"{name} has no BOS or no EOS token; train it with bos_id and eos_id of 0 or more")
@@ -90,6 +97,81 @@ class SentencePieceTokenizer:
   def save(self, directory: Path) -> None:
     directory.mkdir(parents=True, exist_ok=True)
     (directory / _MODEL_FILE).write_bytes(self._model)
+
+  def piece(self, number: int) -> str:
+    """Returns what a token spells, or the name of a byte or special token."""
+    return self._processor.id_to_piece(number).replace(_SPACE_SYMBOL, " ")
+
+  def score(self, number: int) -> float:
+    """Returns the rank of a token among merges: higher ones come first."""
+    return self._processor.get_score(number)
+
+  def is_ordinary(self, number: int) -> bool:
+    """Returns whether a token is neither special nor a byte."""
+    p = self._processor
+    return not (p.is_control(number) or p.is_unknown(number) or p.is_byte(number) or p.is_unused(number))
+
+
+class JsonTokenizer:
+  """A tokenizer.json of the tokenizers library, with the special tokens that the files beside it name.
+
+  Special tokens spelled in a text become their ids, as the library does. The exact round trip is the file's own affair:
+  one that normalizes text does not give it back.
+  """
+
+  def __init__(self, path: Path):
+    import tokenizers
+
+    try:
+      content = path.read_bytes()
+      self._tokenizer = tokenizers.Tokenizer.from_buffer(content)
+    except OSError as error:
+      raise DataError(f"tokenizer {path} cannot be read: {error.strerror}") from error
+    except Exception as error:  # the library raises bare Exception
+      raise DataError(f"{path} is not a file of the tokenizers library: {error}") from error
+    self._tokenizer.no_truncation()
+    self._tokenizer.no_padding()
+    files = {name: path.parent / name for name in _COMPANION_FILES}
+    self._files = {_JSON_FILE: content} | {name: file.read_bytes() for name, file in files.items() if file.is_file()}
+    self.vocab_size = self._tokenizer.get_vocab_size(with_added_tokens=True)
+    self.fingerprint = hashlib.sha256(content).hexdigest()
+    self._special_ids = {name: self._special_id(name, path.parent) for name in ("bos", "eos")}
+    bos_id, eos_id = self._special_ids.values()
+    if eos_id is None:
+      raise DataError(f"{path} has no EOS token; name eos_token in {_SETTINGS_FILE} beside it")
+    self.eos_id = eos_id
+    self.bos_id = eos_id if bos_id is None else bos_id  # documents of such models are parted by EOS alone
+
+  def encode(self, text: str) -> list[int]:
+    return self._tokenizer.encode(text, add_special_tokens=False).ids
+
+  def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
+    return [encoding.ids for encoding in self._tokenizer.encode_batch(list(texts), add_special_tokens=False)]
+
+  def decode(self, ids: Iterable[SupportsIndex]) -> str:
+    hidden = (self.bos_id, self.eos_id)
+    return self._tokenizer.decode([i for i in map(int, ids) if i not in hidden], skip_special_tokens=False)
+
+  def save(self, directory: Path) -> None:
+    directory.mkdir(parents=True, exist_ok=True)
+    for name, content in self._files.items():
+      (directory / name).write_bytes(content)
+    # What config.json alone said would be lost without it.
+    settings = _read_json(directory / _SETTINGS_FILE)
+    found = {f"{name}_token": number for name, number in self._special_ids.items() if number is not None}
+    unsaid = {key: self._tokenizer.id_to_token(found[key]) for key in found if settings.get(key) is None}
+    if unsaid:
+      (directory / _SETTINGS_FILE).write_text(json.dumps(settings | unsaid, indent=2) + "\n")
+
+  def _special_id(self, name: str, directory: Path) -> int | None:
+    """Returns the id of bos or eos: of the token that a file of settings names, else the one in config.json."""
+    for file in (_SETTINGS_FILE, "special_tokens_map.json"):
+      token = _read_json(directory / file).get(f"{name}_token")
+      token = token.get("content") if isinstance(token, dict) else token
+      if token is not None and (number := self._tokenizer.token_to_id(token)) is not None:
+        return number
+    number = _read_json(directory / "config.json").get(f"{name}_token_id")
+    return number[0] if isinstance(number, list) else number
 
 
 class NumbersTokenizer:
@@ -124,24 +206,41 @@ class NumbersTokenizer:
 
   def save(self, directory: Path) -> None:
     directory.mkdir(parents=True, exist_ok=True)
-    (directory / _NUMBERS_FILE).write_text(json.dumps({"numbers": self.vocab_size}) + "\n")
+    (directory / _JSON_FILE).write_text(json.dumps({"numbers": self.vocab_size}) + "\n")
 
 
 def load_tokenizer(path: Path | str) -> Tokenizer:
-  """Returns the tokenizer saved in a directory, or the SentencePiece model of a file.
+  """Returns the tokenizer saved in a directory, or that of a tokenizer.json or SentencePiece .model file.
 
   Raises:
     DataError: there is none.
   """
   path = Path(path).expanduser()
-  numbers = path / _NUMBERS_FILE
-  if numbers.is_file():
-    return NumbersTokenizer(json.loads(numbers.read_text())["numbers"])
-  model = path / _MODEL_FILE if path.is_dir() else path
+  if path.suffix == ".json":
+    return JsonTokenizer(path)
+  model = path
+  if path.is_dir():
+    in_json, model = path / _JSON_FILE, path / _MODEL_FILE
+    stands_for_model = model.is_file() and SENTENCEPIECE_KEY in _read_json(path / _SETTINGS_FILE)
+    if in_json.is_file() and not stands_for_model:
+      saved = _read_json(in_json)
+      return NumbersTokenizer(saved["numbers"]) if "numbers" in saved else JsonTokenizer(in_json)
   try:
     return SentencePieceTokenizer(model.read_bytes(), str(model))
   except OSError as error:
-    raise DataError(f"tokenizer {model} cannot be read: {error.strerror}; give the path of a .model file") from error
+    raise DataError(
+      f"tokenizer {model} cannot be read: {error.strerror}; give the path of a .model file or of a tokenizer.json"
+    ) from error
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+  """Returns the object in a file, {} where there is no such file."""
+  try:
+    return json.loads(path.read_text())
+  except FileNotFoundError:
+    return {}
+  except (OSError, ValueError) as error:
+    raise DataError(f"{path} is not JSON: {error}") from error
 
 
 def train_sentencepiece(texts: Iterable[str], vocab_size: int, path: Path) -> Tokenizer:
