@@ -49,7 +49,7 @@ class OurTraining:
       self._batch = jax.device_put(next_token_batch(random_tokens(config)), sharding)
       jax.block_until_ready((self._state, self._batch))
       begun = time.perf_counter()
-      self._step = loop._compile(config, recipe, plan, self._state, self._frozen, self._batch)
+      self._step = loop.compile_step(config, recipe, plan, self._state, self._frozen, self._batch)
       self.compile_seconds = time.perf_counter() - begun
     self(1)
     self.first_loss = self.loss

@@ -27,6 +27,7 @@ def get_config() -> ConfigDict:
     capacity_factor=1.25,
     mamba_state_dim=64,
     mamba_num_groups=8,
+    mamba_norm_groups=8,
     mamba_chunk_tokens=128,
   )
   config.optimizer.update(learning_rate=1e-4, warmup_steps=2_000)

@@ -27,6 +27,7 @@ def get_config() -> ConfigDict:
     capacity_factor=1.25,
     mamba_state_dim=64,
     mamba_num_groups=4,
+    mamba_norm_groups=4,
     mamba_chunk_tokens=128,
     tie_embeddings=True,
   )

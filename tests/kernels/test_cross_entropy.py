@@ -20,16 +20,22 @@ def test_the_plain_form_is_the_negative_log_likelihood():
   np.testing.assert_allclose(cross_entropy(HIDDEN, KERNEL, TARGETS, WEIGHTS), (nll * WEIGHTS).sum(), rtol=1e-5)
 
 
+@pytest.mark.parametrize("cap", [None, 0.8])
 @pytest.mark.parametrize("budget", [1, 2 * 17 * 3, 2 * 17 * 5, 10**9])
-def test_chunks_equal_the_plain_form_forward_and_gradient(budget, monkeypatch):
+def test_chunks_equal_the_plain_form_forward_and_gradient(budget, cap, monkeypatch):
   monkeypatch.setattr(chunked, "_MAX_CHUNK_LOGITS", budget)
-  scaled = lambda function: lambda hidden, kernel: 3 * function(hidden, kernel, TARGETS, WEIGHTS)
+  scaled = lambda function: lambda hidden, kernel: 3 * function(hidden, kernel, TARGETS, WEIGHTS, cap)
   outputs = lambda function: jax.jit(jax.value_and_grad(scaled(function), argnums=(0, 1)))(HIDDEN, KERNEL)
   ours, plain = outputs(chunked.cross_entropy_chunked), outputs(cross_entropy)
   for a, b in zip(jax.tree.leaves(ours), jax.tree.leaves(plain), strict=True):
     np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5)
-  alone = chunked.cross_entropy_chunked(HIDDEN, KERNEL, TARGETS, WEIGHTS)
+  alone = chunked.cross_entropy_chunked(HIDDEN, KERNEL, TARGETS, WEIGHTS, cap)
   np.testing.assert_allclose(3 * alone, plain[0], rtol=1e-5)
+
+
+def test_the_cap_bounds_what_a_wrong_guess_costs():
+  loss = cross_entropy(1e3 * HIDDEN, KERNEL, TARGETS, WEIGHTS, 0.5)
+  assert float(loss) <= (1 + np.log(17)) * float(WEIGHTS.sum())
 
 
 def test_no_array_of_all_logits_is_made():

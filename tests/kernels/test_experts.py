@@ -42,19 +42,17 @@ def test_ranks_count_earlier_tokens_only():
   np.testing.assert_array_equal(rank_in_expert(choices, 3), [[0, 0], [1, 1], [2, 0], [0, 0]])
 
 
-@pytest.fixture
-def short_chunks(monkeypatch):
-  """Makes the loops meet whole chunks, rest chunks and chunks that reach into the next expert."""
-  monkeypatch.setattr(experts_loop_module, "_CHUNK_ROWS", 9)
-  monkeypatch.setattr(experts_loop_module, "_REST_ROWS", 2)
-
-
 @pytest.mark.parametrize("activation", ["swiglu", "relu2"])
 @pytest.mark.parametrize("capacity", [None, 1, 6, 1000])
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
-@pytest.mark.parametrize("fast", [experts_sorted, experts_loop])
-@pytest.mark.usefixtures("short_chunks")
-def test_fast_forms_equal_the_plain_form_forward_and_gradient(fast, capacity, dtype, activation):
+@pytest.mark.parametrize(("fast", "rest_rows"), [(experts_sorted, 0), (experts_loop, 2), (experts_loop, 64)])
+def test_fast_forms_equal_the_plain_form_forward_and_gradient(
+  fast, rest_rows, capacity, dtype, activation, monkeypatch
+):
+  # Loops with whole chunks, rest chunks and chunks that reach into the next expert; and with rest chunks alone.
+  monkeypatch.setattr(experts_loop_module, "_CHUNK_ROWS", 9)
+  monkeypatch.setattr(experts_loop_module, "_REST_ROWS", rest_rows)
+  monkeypatch.setattr(experts_loop_module, "_FEW_TOKENS", 0)
   x, choices, gates, (gate, up, down) = inputs(dtype)
   kernels = (gate if activation == "swiglu" else None, up, down)
 
@@ -79,3 +77,14 @@ def test_capacity_changes_the_output():
   assert int(kept.sum()) == 2 * E
   assert int(all_kept.sum()) == (T - 4) * K
   assert float(jnp.abs(few - every).max()) > 0.1
+
+
+@pytest.mark.parametrize("num_tokens", [1, 3, 20])
+@pytest.mark.parametrize("capacity", [None, 2])
+def test_few_tokens_take_other_ways_to_the_same_result(num_tokens, capacity):
+  x, choices, gates, kernels = inputs()
+  few = [array[-num_tokens - 3 : -3] for array in (x, choices, gates)]  # the last of them is not routed
+  y, kept = experts_loop(*few, *kernels, capacity)
+  plain, kept_plain = experts(*few, *kernels, capacity)
+  np.testing.assert_allclose(y, plain, rtol=1e-4, atol=1e-4)
+  np.testing.assert_array_equal(kept, kept_plain)

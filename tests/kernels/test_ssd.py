@@ -82,3 +82,15 @@ def test_extreme_steps_stay_finite(documents):
   gradient = jax.jit(jax.grad(lambda dt: jnp.sum(ssd_chunked(x, dt, a, b, c, segments, None, 16)[0])))
   for scale in (1e-6, 1e3):
     assert bool(jnp.isfinite(gradient(dt * scale)).all())
+
+
+def test_memory_of_the_gradient_is_linear_in_length():
+  def temporary_bytes(length):
+    shapes = ((1, length, 4, 16), (1, length, 4), (4,), (1, length, 2, 8), (1, length, 2, 8))
+    arrays = [jax.ShapeDtypeStruct(shape, jnp.float32) for shape in shapes]
+    segments = jax.ShapeDtypeStruct((1, length), jnp.int32)
+    loss = lambda *arrays: jnp.sum(ssd_chunked(*arrays, None, 16)[0])
+    gradient = jax.jit(jax.grad(loss, argnums=range(5))).lower(*arrays, segments).compile()
+    return gradient.memory_analysis().temp_size_in_bytes
+
+  assert temporary_bytes(65536) < 16.5 * temporary_bytes(4096)

@@ -36,9 +36,7 @@ def make_sum_of_losses(model: ModelConfig) -> Callable[[Parameters, Batch], tupl
   @jax.jit
   def sum_of_losses(params: Parameters, batch: Batch) -> tuple[jax.Array, jax.Array]:
     output = LanguageModel(model).apply({"params": params}, batch.tokens, batch.context)
-    loss = cross_entropy_chunked(
-    output.hidden, output.unembedding, batch.targets, batch.weights, output.soft_cap
-  )
+    loss = cross_entropy_chunked(output.hidden, output.unembedding, batch.targets, batch.weights, output.soft_cap)
     return loss, batch.weights.sum()
 
   return sum_of_losses

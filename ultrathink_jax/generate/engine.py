@@ -3,6 +3,7 @@
 Letters: B batch  T padded prompt length  V vocab.
 """
 
+import dataclasses
 from collections.abc import Sequence
 from functools import partial
 from typing import Any, NamedTuple
@@ -12,10 +13,13 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int, Key
 
+from ultrathink_jax import patterns
 from ultrathink_jax.config import GenerateConfig, ModelConfig
 from ultrathink_jax.data.tokenizer import Tokenizer
 from ultrathink_jax.generate.sampling import Sampling, sample
 from ultrathink_jax.models.language_model import LanguageModel, inference_config, init_cache, logits
+from ultrathink_jax.models.layer import groups, layer_paths
+from ultrathink_jax.parallel.devices import scan_unroll
 from ultrathink_jax.types import Context, Output, Parameters
 
 _TOKENS_PER_CALL = 16  # decoded between two looks at the stop conditions
@@ -43,6 +47,10 @@ def generate(
   if not prompts:
     return []
   model = inference_config(model)
+  if scan_unroll(2) == 2:
+    # Where scans are unrolled, every token would copy the layer's weights out of the stack before it reads them.
+    params = _write_out(model, params)
+    model = dataclasses.replace(model, layers=patterns.spell(groups(model)))
   encoded = [[tokenizer.bos_id, *tokenizer.encode(prompt)] for prompt in prompts]
   lengths = np.array([len(tokens) for tokens in encoded], np.int32)
   longest = int(lengths.max())
@@ -66,6 +74,17 @@ def generate(
       break
     state = state._replace(is_done=jnp.asarray(is_done))
   return texts
+
+
+@partial(jax.jit, static_argnums=0)
+def _write_out(model: ModelConfig, params: Parameters) -> Parameters:
+  """Returns the parameters of the same layers as one period: those of each layer are arrays of their own."""
+  layers = {}
+  for number, path, repeat in layer_paths(model):
+    group, name = path.split("/")
+    of_layer = jax.tree.map(lambda leaf, repeat=repeat: leaf[repeat : repeat + 1], params[group][name])
+    layers[f"{name.rsplit('_', 1)[0]}_{number}"] = of_layer
+  return {name: tree for name, tree in params.items() if not name.startswith("group_")} | {"group_0": layers}
 
 
 def _round_up(length: int) -> int:
@@ -92,7 +111,9 @@ def _prefill(
   last = jnp.take_along_axis(output.hidden, lengths[:, None, None] - 1, axis=1)
   row = jnp.arange(B)[:, None]
   seen = jnp.zeros((B, model.vocab_size), bool).at[row, tokens].max(is_token)
-  return _State(output.cache, _next_logits(output._replace(hidden=last)), lengths, jnp.int32(0), jnp.zeros(B, bool), seen)
+  return _State(
+    output.cache, _next_logits(output._replace(hidden=last)), lengths, jnp.int32(0), jnp.zeros(B, bool), seen
+  )
 
 
 def _next_logits(output: Output) -> Float[Array, "B V"]:

@@ -19,10 +19,18 @@ from jaxtyping import Array, Bool, Float, Int
 
 from ultrathink_jax.kernels.activation import activate
 from ultrathink_jax.kernels.experts import rank_in_expert, rounded
+from ultrathink_jax.kernels.experts_sorted import experts_sorted
 
 _CHUNK_ROWS = 512
 _REST_ROWS = 64  # of the chunks that take what is left
 _MAX_REST_CHUNKS = 3  # more than these cost more than one chunk that is not full
+_FEW_TOKENS, _FEW_CHOICES = 32, 8
+
+
+def _chunk_rows(num_choices: int, num_experts: int) -> tuple[int, int]:
+  """Returns the rows of chunks and of rest chunks; fewer where experts have few."""
+  rest = min(_REST_ROWS, max(1, num_choices // num_experts))
+  return max(rest, min(_CHUNK_ROWS, num_choices // num_experts)), rest
 
 
 class _Order(NamedTuple):
@@ -43,8 +51,17 @@ def experts_loop(
   capacity: int | None = None,
   activation: str = "swiglu",
 ) -> tuple[Float[Array, "T D"], Bool[Array, "T K"]]:
-  """Returns what `experts` does."""
+  """Returns what `experts` does.
+
+  So few tokens that a product only reads weights, as in decoding, are not worth a loop: they take the chosen kernels,
+  or, where they choose most of them, the whole bank at once.
+  """
   E = up_kernel.shape[0]
+  if capacity is None and choices.size <= min(E // 2, _FEW_CHOICES):
+    return _chosen(x, choices, gates, gate_kernel, up_kernel, down_kernel, activation), choices < E
+  if x.shape[0] <= _FEW_TOKENS:
+    most = x.shape[0] if capacity is None else min(capacity, x.shape[0])
+    return experts_sorted(x, choices, gates, gate_kernel, up_kernel, down_kernel, most, activation)
   is_computed = choices < E
   if capacity is not None:
     is_computed &= rank_in_expert(choices, E) < capacity
@@ -55,6 +72,19 @@ def experts_loop(
   order = _Order(choice_of_row, row_of_choice.reshape(choices.shape), counts)
   kernels = (gate_kernel, up_kernel, down_kernel)
   return _mixture(activation, x, gates.astype(jnp.float32), kernels, order), is_computed
+
+
+def _chosen(x, choices, gates, gate_kernel, up_kernel, down_kernel, activation: str) -> Float[Array, "T D"]:
+  """Returns the mixture choice by choice, each with a copy of its expert's kernels."""
+  gates = jnp.where(choices < up_kernel.shape[0], gates, 0).astype(x.dtype)
+
+  def run(t: int, k: int) -> Float[Array, "1 D"]:
+    kernel_of = lambda bank: jax.lax.dynamic_index_in_dim(bank, choices[t, k], keepdims=False).astype(x.dtype)
+    inward = lambda bank: None if bank is None else x[t : t + 1] @ kernel_of(bank)
+    return gates[t, k] * (activate(activation, inward(gate_kernel), inward(up_kernel)) @ kernel_of(down_kernel))
+
+  T, K = choices.shape
+  return jnp.concatenate([sum(run(t, k) for k in range(K)) for t in range(T)])
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(0,))
@@ -78,7 +108,7 @@ def _forward(activation: str, x, gates, kernels, order: _Order):
 
   empty = lambda width: jnp.zeros((inputs.shape[0], width), x.dtype)
   state = empty(D), empty(F) if is_gated else None, empty(F)
-  outputs, gate_in, up_in = _for_each_chunk(order.counts, rounded(x.dtype, *kernels), run_chunk, state)
+  outputs, gate_in, up_in = _for_each_chunk(order, rounded(x.dtype, *kernels), run_chunk, state)
   y = jnp.einsum("tk,tkd->td", gates, _unsort(outputs, order).astype(jnp.float32)).astype(x.dtype)
   return y, (x, gates, kernels, order, outputs, gate_in, up_in)
 
@@ -111,7 +141,7 @@ def _backward(activation: str, residuals, y_gradient):
   transposed = [None if kernel is None else kernel.swapaxes(1, 2) for kernel in kernels]
   zeros = jnp.zeros(kernels[1].shape, jnp.float32)
   state = jnp.zeros(output_gradients.shape, x.dtype), zeros if is_gated else None, zeros, zeros
-  input_gradients, *gradients = _for_each_chunk(order.counts, rounded(x.dtype, *transposed), run_chunk, state)
+  input_gradients, *gradients = _for_each_chunk(order, rounded(x.dtype, *transposed), run_chunk, state)
   gradients[2] = gradients[2].swapaxes(1, 2)
   x_gradient = jnp.sum(_unsort(input_gradients, order), axis=1, dtype=jnp.float32).astype(x.dtype)
   gradients = tuple(g if g is None else g.astype(kernels[1].dtype) for g in gradients)
@@ -143,11 +173,10 @@ class _Chunk(NamedTuple):
     return jax.lax.dynamic_update_index_in_dim(gradients, total, self.expert, 0)
 
 
-def _for_each_chunk(
-  counts: Int[Array, " E"], kernels: list[Any], run_chunk: Callable[[_Chunk, Any], Any], state: Any
-) -> Any:
+def _for_each_chunk(order: _Order, kernels: list[Any], run_chunk: Callable[[_Chunk, Any], Any], state: Any) -> Any:
   """Returns the state that run_chunk(chunk, state) leaves after every chunk of every expert."""
-  ends = jnp.cumsum(counts)
+  counts, ends = order.counts, jnp.cumsum(order.counts)
+  chunk_rows, rest_rows = _chunk_rows(order.choice_of_row.size, counts.size)
 
   def run_expert(expert, state):
     of_expert = [k if k is None else jax.lax.dynamic_index_in_dim(k, expert, keepdims=False) for k in kernels]
@@ -160,9 +189,10 @@ def _for_each_chunk(
 
       return jax.lax.while_loop(lambda carry: carry[0] + fewest <= end, run, (start, state))
 
-    fewest = _CHUNK_ROWS - _MAX_REST_CHUNKS * _REST_ROWS
-    start, state = run_chunks(_CHUNK_ROWS, fewest, end - counts[expert], state)
-    return run_chunks(_REST_ROWS, 1, start, state)[1]
+    start = end - counts[expert]
+    if chunk_rows > rest_rows:
+      start, state = run_chunks(chunk_rows, max(1, chunk_rows - _MAX_REST_CHUNKS * rest_rows), start, state)
+    return run_chunks(rest_rows, 1, start, state)[1]
 
   return jax.lax.fori_loop(0, counts.size, run_expert, state)
 
@@ -171,7 +201,8 @@ def _sort(array: Float[Array, "T D"], order: _Order, scale: Float[Array, "TK 1"]
   rows = array[order.choice_of_row // order.row_of_choice.shape[1]]
   if scale is not None:
     rows = (rows * scale).astype(rows.dtype)
-  return jnp.pad(rows, ((0, _CHUNK_ROWS), (0, 0)))
+  chunk_rows, _ = _chunk_rows(rows.shape[0], order.counts.size)
+  return jnp.pad(rows, ((0, chunk_rows), (0, 0)))
 
 
 def _unsort(rows: Float[Array, "S D"], order: _Order) -> Float[Array, "T K D"]:

@@ -42,16 +42,16 @@ class KVCache(NamedTuple):
   Token p lives in slot p modulo S, so a window's cache of S slots forgets its oldest token by itself.
   """
 
-  keys: Float[Array, "B S K H"]
-  values: Float[Array, "B S K H"]
+  keys: Float[Array, "B K S H"]
+  values: Float[Array, "B K S H"]
   positions: Int[Array, "B S"]
 
 
 def init_cache(config: AttentionConfig, batch_size: int, length: int, dtype: Any) -> KVCache:
   """Returns an empty cache for documents of up to `length` tokens."""
   slots = min(length, config.scoring.window_tokens or length)
-  shape = (batch_size, slots, config.num_kv_heads, config.head_dim)
-  return KVCache(jnp.zeros(shape, dtype), jnp.zeros(shape, dtype), jnp.full(shape[:2], -1, jnp.int32))
+  shape = (batch_size, config.num_kv_heads, slots, config.head_dim)
+  return KVCache(jnp.zeros(shape, dtype), jnp.zeros(shape, dtype), jnp.full((batch_size, slots), -1, jnp.int32))
 
 
 class Attention(nn.Module):
@@ -101,10 +101,11 @@ def _attend_with_cache(query, key, value, context: Context, cache: KVCache, scor
   new_positions = jnp.where(is_token, context.positions, -1)
   updated = _store(cache, key, value, new_positions)
   if query.shape[1] == 1:
-    keys, values, key_positions = updated.keys, updated.values, updated.positions
+    keys, values = updated.keys.swapaxes(1, 2), updated.values.swapaxes(1, 2)
+    key_positions = updated.positions
   else:
-    keys = jnp.concatenate([cache.keys, key.astype(cache.keys.dtype)], axis=1)
-    values = jnp.concatenate([cache.values, value.astype(cache.values.dtype)], axis=1)
+    keys = jnp.concatenate([cache.keys.swapaxes(1, 2), key.astype(cache.keys.dtype)], axis=1)
+    values = jnp.concatenate([cache.values.swapaxes(1, 2), value.astype(cache.values.dtype)], axis=1)
     key_positions = jnp.concatenate([cache.positions, new_positions], axis=1)
   out = attention(
     query,
@@ -126,5 +127,6 @@ def _store(cache: KVCache, key, value, new_positions: Int[Array, "B T"]) -> KVCa
   is_kept = (new_positions >= 0) & (new_positions > last - slots)
   slot = jnp.where(is_kept, new_positions % slots, slots)  # one past the end: dropped
   row = jnp.arange(slot.shape[0])[:, None]
-  put = lambda old, new: old.at[row, slot].set(new.astype(old.dtype), mode="drop")
-  return KVCache(put(cache.keys, key), put(cache.values, value), put(cache.positions, new_positions))
+  put = lambda old, new: old.at[row, :, slot].set(new.astype(old.dtype), mode="drop")
+  positions = cache.positions.at[row, slot].set(new_positions, mode="drop")
+  return KVCache(put(cache.keys, key), put(cache.values, value), positions)

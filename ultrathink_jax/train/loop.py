@@ -85,7 +85,7 @@ def train(
         return Outcome(state.params, start, 0.0, 0.0)
       put = lambda batch: jax.device_put(batch, NamedSharding(plan.mesh, PartitionSpec(BATCH_AXES)))
       begun = time.monotonic()
-      step_function = _compile(config, recipe, plan, state, frozen, put(source(start, state)))
+      step_function = compile_step(config, recipe, plan, state, frozen, put(source(start, state)))
       compile_seconds = time.monotonic() - begun
       writer.log(f"[compile] train step in {compile_seconds:.1f}s")
       begun = time.monotonic()
@@ -116,7 +116,8 @@ def _restore_or_begin(
     state, frozen = jax.jit(init, out_shardings=(plan.shardings, None))()
     return state, frozen, 0
   state, saved_position = checkpoints.restore(newest, shapes_on(plan.shapes, plan.shardings))
-  changed = [key for key in position if saved_position.get(key) != position[key]]
+  # A checkpoint that no step led to, as one made by mode import, has seen no data.
+  changed = [key for key in position if saved_position.get(key, position[key]) != position[key]]
   if changed:
     key = changed[0]
     raise CheckpointError(
@@ -127,7 +128,7 @@ def _restore_or_begin(
   return state, frozen, newest
 
 
-def _compile(config: Config, recipe: Recipe, plan: Plan, state: TrainState, frozen: Any, batch: Batch) -> Callable:
+def compile_step(config: Config, recipe: Recipe, plan: Plan, state: TrainState, frozen: Any, batch: Batch) -> Callable:
   step = make_train_step(recipe, plan.optimizer, config.train.accumulation_steps, config.train.seed)
   jitted = jax.jit(step, donate_argnums=0, out_shardings=(plan.shardings, None))
   return jitted.lower(state, frozen, batch).compile(compiler_options=compiler_options(config.model.dtype))
