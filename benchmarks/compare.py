@@ -96,7 +96,9 @@ def _build(case: Case, contestant: Contestant) -> Any:
   batch_size = case.config.train.batch_size
   if contestant.side == OURS:
     from benchmarks.ours import OurDecoding, OurTraining
+    from ultrathink_jax.parallel.devices import configure_jax
 
+    configure_jax()
     if case.task == "train":
       return OurTraining(case.config)
     return OurDecoding(case.config, batch_size, case.prompt_tokens, case.new_tokens, _FIRST_TOKENS)
@@ -256,7 +258,7 @@ def cases(values: flags.FlagValues) -> list[Case]:
 
 def main(argv: Sequence[str]) -> None:
   values = _parse(argv)
-  environment.use_large_pages()
+  environment.use_product_settings()
   os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # leaves a GPU's memory to the peer
   outcomes: dict[Case, Outcome] = {}
   for case in cases(values):

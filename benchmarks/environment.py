@@ -10,27 +10,28 @@ from collections.abc import Sequence
 from importlib import metadata
 from pathlib import Path
 
+from ultrathink_jax import main
+from ultrathink_jax.parallel.devices import configure_jax
+
 RESULTS = Path(__file__).parent / "results"
-_LARGE_PAGES = {"GLIBC_TUNABLES": "glibc.malloc.hugetlb=1"}
 
 
-def use_large_pages() -> None:
+def use_product_settings() -> None:
   """Gives processes started from here on the environment that `ultrathink_jax.main.console` gives itself.
 
-  The C library reads it as a process begins. Peers are started with it too: they gain as much by it.
+  Peers are started with it too: they gain as much by it. Compilations are not kept, so that their time can be told.
   """
-  offer = Path("/sys/kernel/mm/transparent_hugepage/enabled")
-  if offer.exists() and "[madvise]" in offer.read_text():
-    for name, value in _LARGE_PAGES.items():
-      os.environ.setdefault(name, value)
+  os.environ |= main.allocator_settings()
+  os.environ["JAX_ENABLE_COMPILATION_CACHE"] = "0"
 
 
-def restart_with_large_pages() -> None:
-  """Begins this program anew with large pages, where it does not have them yet and the system offers them."""
-  if not _LARGE_PAGES.keys() & os.environ.keys():
-    use_large_pages()
-    if _LARGE_PAGES.keys() & os.environ.keys():
-      os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
+def restart_with_product_settings() -> None:
+  """Begins this program anew with allocator settings, where it does not have them yet and the system offers them."""
+  is_new = bool(main.allocator_settings())
+  use_product_settings()
+  if is_new:
+    os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
+  configure_jax()
 
 
 def num_cores() -> int:

@@ -214,5 +214,5 @@ def main(argv: Sequence[str]) -> None:
 
 
 if __name__ == "__main__":
-  environment.restart_with_large_pages()
+  environment.restart_with_product_settings()
   main(sys.argv)

@@ -1,9 +1,13 @@
 """Checks shapes of every annotated function, and small models that tests share."""
 
 import os
+import tempfile
 
 # Eight virtual devices for meshes; unoptimised machine code, because tests spend their time compiling.
 os.environ.setdefault("XLA_FLAGS", "--xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0")
+
+# Programs that tests start share their compilations, and leave nothing in the user's cache.
+os.environ.setdefault("ULTRATHINK_CACHE_DIR", os.path.join(tempfile.gettempdir(), "ultrathink_jax_tests"))
 
 import jaxtyping
 

@@ -4,9 +4,11 @@ How many chunks an expert has is known only when the router has spoken, so these
 padded but the last chunk, and hidden units stay in the cache. This is the fast form on CPU, where products of many rows
 run at full speed and gathering a copy of the weights for every block of rows (experts_sorted) costs more than they do.
 
-Every product here has both operands in plain order, rows times columns: XLA on CPU takes twice as long for transposed
-ones. Letters: T tokens of the whole batch  K choices of a token  E experts  D embed  F expert width  S sorted rows,
-one a choice, and room for a chunk  R rows of a chunk.
+Gradients of kernels come from columns that were transposed once for all chunks: XLA on CPU takes long for products
+whose left operand is transposed.
+
+Letters: T tokens of the whole batch  K choices of a token  E experts  D embed  F expert width  S sorted rows, one a
+choice, and room for a chunk  R rows of a chunk.
 """
 
 from collections.abc import Callable
@@ -123,25 +125,24 @@ def _backward(activation: str, residuals, y_gradient):
 
   def run_chunk(chunk: _Chunk, state):
     input_gradients, gate_gradient, up_gradient, down_gradient = state
-    gate_kernel, up_kernel, down_kernel = chunk.kernels  # transposed
+    gate_kernel, up_kernel, down_kernel = chunk.kernels
     gate = chunk.take(gate_in) if is_gated else None
     hidden, pullback = jax.vjp(partial(activate, activation), gate, chunk.take(up_in))
     rows = jnp.where(chunk.is_row[:, None], chunk.take(output_gradients), 0)
     columns = jnp.where(chunk.is_row, chunk.take(output_gradient_columns, 1), 0)
     down_gradient = chunk.add(down_gradient, _product(columns, hidden))
-    gate, up = pullback(_product(rows, down_kernel).astype(x.dtype))
+    gate, up = pullback(_product(rows, down_kernel.T).astype(x.dtype))
     columns = chunk.take(input_columns, 1)
     up_gradient = chunk.add(up_gradient, _product(columns, up))
-    gradient = _product(up, up_kernel)
+    gradient = _product(up, up_kernel.T)
     if is_gated:
-      gradient += _product(gate, gate_kernel)
+      gradient += _product(gate, gate_kernel.T)
       gate_gradient = chunk.add(gate_gradient, _product(columns, gate))
     return chunk.put(input_gradients, gradient), gate_gradient, up_gradient, down_gradient
 
-  transposed = [None if kernel is None else kernel.swapaxes(1, 2) for kernel in kernels]
   zeros = jnp.zeros(kernels[1].shape, jnp.float32)
   state = jnp.zeros(output_gradients.shape, x.dtype), zeros if is_gated else None, zeros, zeros
-  input_gradients, *gradients = _for_each_chunk(order, rounded(x.dtype, *transposed), run_chunk, state)
+  input_gradients, *gradients = _for_each_chunk(order, rounded(x.dtype, *kernels), run_chunk, state)
   gradients[2] = gradients[2].swapaxes(1, 2)
   x_gradient = jnp.sum(_unsort(input_gradients, order), axis=1, dtype=jnp.float32).astype(x.dtype)
   gradients = tuple(g if g is None else g.astype(kernels[1].dtype) for g in gradients)

@@ -1,5 +1,6 @@
 """What the devices of this process are, hold and prefer. Platform tests live here and in kernels/ only."""
 
+import contextlib
 import dataclasses
 import os
 from pathlib import Path
@@ -40,21 +41,21 @@ def peak_memory_bytes() -> int:
   return int(peak[0].split()[1]) * 1024 if peak else psutil.Process().memory_info().rss
 
 
-def use_compilation_cache() -> Path | None:
-  """Keeps compiled programs on disk from here on, so that the same program compiles once per machine; returns where.
+def configure_jax() -> None:
+  """Sets JAX up for a program of its own, before it looks for devices.
 
-  That is the setting of JAX, if there is one (JAX_COMPILATION_CACHE_DIR), else a folder in ULTRATHINK_CACHE_DIR or
-  ~/.cache/ultrathink_jax; None where it cannot be written. JAX_ENABLE_COMPILATION_CACHE=0 turns it off.
+  Compiled programs are kept on disk, so that the same program compiles once per machine: where JAX is told to
+  (JAX_COMPILATION_CACHE_DIR), else in ULTRATHINK_CACHE_DIR or ~/.cache/ultrathink_jax, if that can be written.
+  JAX_ENABLE_COMPILATION_CACHE=0 turns it off. On CPU steps run in the thread that calls them: another thread's memory
+  goes back to the system after each.
   """
+  jax.config.update("jax_cpu_enable_async_dispatch", False)
   if jax.config.jax_compilation_cache_dir is not None:
-    return Path(jax.config.jax_compilation_cache_dir)
+    return
   directory = Path(os.environ.get("ULTRATHINK_CACHE_DIR", "~/.cache/ultrathink_jax")).expanduser() / "compiled"
-  try:
+  with contextlib.suppress(OSError):
     directory.mkdir(parents=True, exist_ok=True)
-  except OSError:
-    return None
-  jax.config.update("jax_compilation_cache_dir", str(directory))
-  return directory
+    jax.config.update("jax_compilation_cache_dir", str(directory))
 
 
 def compiler_options(dtype: str) -> dict[str, bool | str]:
