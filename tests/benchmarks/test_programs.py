@@ -8,6 +8,8 @@ from benchmarks.ours import OurTraining, next_token_batch
 from benchmarks.shapes import make_config, with_batch
 from ultrathink_jax.models.counts import count_model
 
+pytestmark = pytest.mark.slow  # whole programs, a compilation each
+
 MINIATURE = ["--shape=tiny", "--dtype=float32", "--batch_size=8", "--sequence_length=16"]  # one row for each device
 
 
