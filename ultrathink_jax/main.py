@@ -65,16 +65,15 @@ def _run(argv: list[str]) -> int:
     print(f"{__doc__}\n{values.get_help()}\nEvery key of --config, with its unit and default: configs/base.py")
     return 0
   config = _parse(argv, values, holder)
-  from ultrathink_jax.parallel.devices import configure_jax
-
-  configure_jax()
   if values.mode in _NEED_NO_CONFIG:
     _convert(values, config)
     return 0
   workdir = Path(values.workdir or Path("runs") / Path(config_flags.get_config_filename(values["config"])).stem)
   prompts = _prompts(values) if values.mode == "generate" else []
   from ultrathink_jax import modes
+  from ultrathink_jax.parallel.devices import configure_jax
 
+  configure_jax()
   if values.mode == "train":
     modes.train(config, workdir, argv)
   elif values.mode == "evaluate":
@@ -93,7 +92,9 @@ def _convert(values: flags.FlagValues, config: Config) -> None:
     if not values[name].value:
       raise ConfigError(f"mode {values.mode} needs --{name}=DIR")
   from ultrathink_jax import modes
+  from ultrathink_jax.parallel.devices import configure_jax
 
+  configure_jax()
   if values.mode == "import":
     modes.import_model(config, Path(values.source), Path(values.workdir))
   else:
