@@ -17,7 +17,10 @@ def get_config() -> ConfigDict:
         "embed_dim": 256,
         "tie_embeddings": False,  # True: the embedding table is also the output projection
         "dtype": "bfloat16",  # of activations: bfloat16 or float32; parameters are float32
-        "remat": "full",  # none: keep every activation; full: keep the input of each period and recompute inside
+        # none: keep every activation; full: keep the input of each period and recompute inside; named: keep what layers
+        # add too; dots: keep what projections return too; offload: as named, in host memory
+        "remat": "full",
+        "pipe_micro_batches": 0,  # parts of a batch that pipeline stages work on in turn; 0: as many as rows allow
         "unroll": 0,  # periods written out per scan iteration; 0: all of them on CPU, 1 elsewhere
         "norm_epsilon": 1e-6,
         "embedding_multiplier": 1.0,
@@ -58,7 +61,7 @@ def get_config() -> ConfigDict:
         "experts_per_token": 2,
         "expert_dim": 256,
         "shared_expert_dim": 0,  # width of an expert that every token passes; 0: none
-        "capacity_factor": 0.0,  # rows an expert takes in training / its even share; 0: no limit, nothing is dropped
+        "capacity_factor": 0.0,  # rows an expert takes in training / its even share of a device's; 0: no limit
         "router": "softmax",  # softmax; sigmoid: every expert by itself; grouped: p(group) p(expert | group)
         "router_normalize": True,  # the gates of a token sum to 1
         "router_multiplier": 1.0,  # of the gates
@@ -66,6 +69,8 @@ def get_config() -> ConfigDict:
         "router_noise": 0.0,  # standard deviation of Gaussian noise on the router's logits at step 0 of training
         "router_noise_steps": 0,  # steps over which the noise falls linearly to 0; 0: it stays
         "expert_groups": "",  # of the grouped router, as knowledge=4,skill=2,meta=1,safety=1
+        "expert_buffer_factor": 2.0,  # expert axis, no capacity: rows a device takes of another / even share
+        "expert_chunks": 1,  # parts whose exchange of rows overlaps with the experts' work on the part before
         "experts_backend": "auto",  # reference, loop, sorted, capacity, pallas, tokamax; auto: the fastest here, logged
         # M
         "mamba_state_dim": 64,
@@ -88,12 +93,14 @@ def get_config() -> ConfigDict:
         "validation_fraction": 0.05,  # share of the files held out, chosen by a hash of their names
       },
       "mesh": {  # devices along each axis; -1: all that are left
-        "data": -1,
+        "slices": 1,  # groups of devices with a slow network between them; the data axis crosses it
+        "data": -1,  # of each slice
         "fsdp": 1,
         "expert": 1,
         "context": 1,
         "tensor": 1,
         "pipe": 1,
+        "zero": 3,  # what the fsdp axis shards: 1 the optimizer's state, 2 gradients too, 3 parameters too
       },
       "optimizer": {
         "name": "adamw",
@@ -106,6 +113,7 @@ def get_config() -> ConfigDict:
         "epsilon": 1e-8,
         "weight_decay": 0.1,  # of weight matrices only
         "clip_norm": 1.0,  # global gradient norm
+        "offload": False,  # True: the optimizer's state rests in host memory between updates
         "router_bias_rate": 0.001,  # what model.router_bias moves by in a step
       },
       "loss": {

@@ -70,6 +70,7 @@ class ModelConfig:
   tie_embeddings: bool
   dtype: str
   remat: str
+  pipe_micro_batches: int
   unroll: int
   norm_epsilon: float
   embedding_multiplier: float
@@ -104,6 +105,8 @@ class ModelConfig:
   router_noise: float
   router_noise_steps: int
   expert_groups: str
+  expert_buffer_factor: float
+  expert_chunks: int
   experts_backend: str
   mamba_state_dim: int
   mamba_conv_width: int
@@ -124,7 +127,7 @@ class ModelConfig:
       "model",
       self,
       dtype=("bfloat16", "float32"),
-      remat=("none", "full"),
+      remat=("none", "full", "dots", "named", "offload"),
       qk_norm=("none", "head", "all"),
       attention_bias=("none", "qkv", "all"),
       position=("rope", "none"),
@@ -134,12 +137,13 @@ class ModelConfig:
       experts_backend=("auto", "reference", "loop", "sorted", "capacity", "pallas", "tokamax"),
       ssd_backend=("auto", "reference", "chunked", "pallas"),
     )
-    may_be_zero = ("unroll", "shared_expert_dim", "router_noise_steps", "mamba_num_heads")
+    may_be_zero = ("pipe_micro_batches", "unroll", "shared_expert_dim", "router_noise_steps", "mamba_num_heads")
     counts = [f.name for f in dataclasses.fields(self) if f.type is int and f.name not in may_be_zero]
     _require_at_least("model", self, 1, *counts)
     at_least_zero = ("capacity_factor", "logits_soft_cap", "attention_soft_cap", "attention_scale", "qkv_clip")
     _require_at_least("model", self, 0, *may_be_zero, *at_least_zero)
     _require_at_least("model", self, 0, "router_noise", "mamba_dt_min", "mamba_dt_max")
+    _require_at_least("model", self, 1, "expert_buffer_factor")
     if self.num_heads % self.num_kv_heads:
       raise ConfigError(
         f"model.num_heads={self.num_heads} is not a multiple of model.num_kv_heads={self.num_kv_heads}; "
@@ -210,23 +214,32 @@ class DataConfig:
 class MeshConfig:
   """Devices along each mesh axis, outermost first; -1 stands for all devices that are left."""
 
+  slices: int
   data: int
   fsdp: int
   expert: int
   context: int
   tensor: int
   pipe: int
+  zero: int
 
   def __post_init__(self) -> None:
-    sizes = dataclasses.asdict(self)
-    for axis, size in sizes.items():
+    _require_at_least("mesh", self, 1, "slices")
+    for axis, size in self.axes.items():
       if size < 1 and size != -1:
         raise ConfigError(
           f"mesh.{axis}={size} is not a number of devices; choose 1 or more, or -1 for all that are left"
         )
-    unknown = [axis for axis, size in sizes.items() if size == -1]
+    unknown = [axis for axis, size in self.axes.items() if size == -1]
     if len(unknown) > 1:
       raise ConfigError(f"mesh axes {', '.join(unknown)} are all -1; at most one axis can take the devices left")
+    if self.zero not in (1, 2, 3):
+      raise ConfigError(f"mesh.zero={self.zero} is not a level of ZeRO; choose 1, 2 or 3")
+
+  @property
+  def axes(self) -> dict[str, int]:
+    """Devices along each axis of one slice, outermost first."""
+    return {axis: getattr(self, axis) for axis in ("data", "fsdp", "expert", "context", "tensor", "pipe")}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -243,6 +256,7 @@ class OptimizerConfig:
   epsilon: float
   weight_decay: float
   clip_norm: float
+  offload: bool
   router_bias_rate: float
 
   def __post_init__(self) -> None:

@@ -3,7 +3,7 @@
 Letters: B batch, T query length, D embed, V vocab.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -47,15 +47,15 @@ class Output(NamedTuple):
 
   Attributes:
     hidden: final hidden states after the last norm, times the model's logits multiplier, in the compute dtype.
-    unembedding: the vocabulary projection [D, V], float32; losses apply it in chunks.
-    soft_cap: logits are cap * tanh(hidden unembedding / cap); None where the model has no cap.
+    unembedding: a row for every token of the vocabulary, float32; losses apply it in chunks.
+    soft_cap: logits are cap * tanh(hidden unembedding^T / cap); None where the model has no cap.
     cache: the caches to decode with, or None in training.
     aux: {layer path: {name: array}} of routing losses and counts, stacked over the repeats of a period.
     taps: {layer path: [R, B, T, D]} residual stream after each layer; removed by the compiler where nothing reads it.
   """
 
   hidden: Float[Array, "B T D"]
-  unembedding: Float[Array, "D V"]
+  unembedding: Float[Array, "V D"]
   soft_cap: Float[Array, ""] | float | None
   cache: Any
   aux: dict[str, dict[str, Array]]
@@ -84,13 +84,13 @@ class Recipe(NamedTuple):
     init: key -> (params, frozen); `frozen` are weights that are read and never trained, saved or donated.
     axes: the tree of logical axis names of every parameter, shaped like `params`.
     loss: (params, frozen, batch, optimizer step, key) -> (summed loss, LossInfo).
-    source: prepared data -> ((step, state) -> Batch of numpy arrays). The step is a host integer, so that reading it
-      never waits for the device.
+    source: (prepared data, rows) -> ((step, state) -> Batch of numpy arrays), of which only `rows`, in that order, are
+      read: this process's share. The step is a host integer, so that reading it never waits for the device.
     summarize: the summed metrics of a step, on the host -> the numbers to report.
   """
 
   init: Callable[..., tuple[Parameters, Any]]
   axes: Any
   loss: Callable[..., tuple[Array, LossInfo]]
-  source: Callable[[Any], Callable[[int, TrainState], Batch]]
+  source: Callable[[Any, Sequence[int]], Callable[[int, TrainState], Batch]]
   summarize: Callable[[dict[str, Any]], dict[str, Any]]

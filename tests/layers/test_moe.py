@@ -2,6 +2,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.sharding import AxisType
 
 from tests.conftest import packed_context, tiny_model
 from ultrathink_jax.models.layer import MIXERS
@@ -123,3 +124,33 @@ def test_without_a_deviation_routing_needs_no_random_numbers_and_with_one_it_fol
   np.testing.assert_allclose(noisy(0.0, 0), quiet, rtol=1e-6)
   assert float(jnp.abs(noisy(1.0, 0) - quiet).max()) > 0.01
   assert float(jnp.abs(noisy(1.0, 0) - noisy(1.0, 1)).max()) > 0.01
+
+
+def test_stages_of_a_pipeline_run_recomputed_scanned_experts_over_a_mesh_as_one_device_runs_them():
+  context = packed_context(6, -2, batch=4)
+  module, _, params = moe(context, experts_backend="sorted", mlp_activation="relu2")
+  scales = 1 + 0.1 * jnp.arange(4.0).reshape(2, 2)  # of two layers on each of two stages
+  params = jax.tree.map(lambda leaf: scales.reshape(2, 2, *[1] * leaf.ndim) * leaf, params)
+  x = jax.random.normal(jax.random.key(1), (2, 4, 8, 32))
+
+  def stage(params, x):
+    @jax.checkpoint
+    def layer(x, params):
+      y, _, aux = module.apply({"params": params}, x, context, None)
+      return x + y, aux
+
+    return jax.lax.scan(layer, x, params)
+
+  def loss(params, x, stages):
+    y, aux = stages(stage)(params, x)
+    return jnp.sum(jnp.sin(y)) + sum(jnp.sum(aux[name]) for name in ("load_balance", "router_z")), (y, aux)
+
+  def step(stages):
+    return jax.jit(lambda params, x: jax.value_and_grad(loss, (0, 1), has_aux=True)(params, x, stages))
+
+  one_device = step(jax.vmap)(params, x)
+  axes = ("data", "fsdp", "expert", "context", "tensor", "pipe")
+  with jax.set_mesh(jax.make_mesh((1, 2, 2, 1, 1, 2), axes, axis_types=(AxisType.Auto,) * 6)):
+    piped = step(lambda stage: jax.vmap(stage, spmd_axis_name="pipe"))(params, x)
+  for ours, expected in zip(jax.tree.leaves(piped), jax.tree.leaves(one_device), strict=True):
+    np.testing.assert_allclose(ours, expected, rtol=1e-5, atol=1e-5)

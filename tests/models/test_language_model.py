@@ -87,7 +87,7 @@ def test_remat_and_unroll_change_nothing():
     return jax.jit(jax.grad(loss))(params)
 
   reference = gradient(tiny_model(layers="(MAE)x2"))
-  for changes in ({"remat": "full"}, {"unroll": 1}):
+  for changes in ({"remat": "full"}, {"remat": "dots"}, {"remat": "offload"}, {"unroll": 1}):
     other = gradient(tiny_model(layers="(MAE)x2", **changes))
     for ours, plain in zip(jax.tree.leaves(other), jax.tree.leaves(reference), strict=True):
       np.testing.assert_allclose(ours, plain, rtol=1e-3, atol=1e-5)

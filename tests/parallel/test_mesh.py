@@ -1,64 +1,61 @@
 import dataclasses
 
 import jax
-import jax.numpy as jnp
-import numpy as np
 import pytest
 
-from tests.conftest import packed_context, tiny_config
-from ultrathink_jax.config import MeshConfig
+from tests.conftest import tiny_config, tiny_model
 from ultrathink_jax.errors import ConfigError
-from ultrathink_jax.parallel.devices import Devices
 from ultrathink_jax.parallel.mesh import make_mesh
-from ultrathink_jax.recipes.pretrain import make_pretrain
-from ultrathink_jax.train import loop
-from ultrathink_jax.train.state import make_init
-from ultrathink_jax.train.step import make_train_step
-from ultrathink_jax.types import Batch
 
-ONE = MeshConfig(1, 1, 1, 1, 1, 1)
+TRAIN = {"batch_size": 8, "sequence_length": 32}
+
+
+def mesh_of(mesh, model=None, **train):
+  config = tiny_config(mesh={"data": 1} | mesh, train=TRAIN | train)
+  return make_mesh(dataclasses.replace(config, model=tiny_model(**model) if model else config.model))
 
 
 @pytest.mark.parametrize(
-  ("changes", "batch", "message"),
+  ("mesh", "model", "train", "message"),
   [
-    ({"data": 3}, 9, "needs 3 devices and there are 8"),
-    ({"data": -1, "tensor": 3}, 8, "needs 6 devices"),
-    ({"data": 8}, 6, "6 sequences .* do not divide over 8 devices"),
-    ({"data": 4, "pipe": 2}, 8, "mesh.pipe=2: only data, fsdp, tensor"),
+    ({"data": 3}, {}, {}, "mesh data 3 needs 3 devices and there are 8"),
+    ({"data": -1, "tensor": 3}, {}, {}, "needs 6 devices"),
+    ({"slices": 3, "data": -1}, {}, {}, "mesh.slices=3 does not divide 8 devices"),
+    ({"slices": 2, "data": 8}, {}, {}, "mesh data 8 needs 8 devices and a slice has 4"),
+    ({"data": 8}, {}, {"batch_size": 6}, r"6 sequences .* do not divide over 8 devices .*; choose a multiple of 8"),
+    ({"tensor": 8}, {"num_heads": 4}, {}, "mesh.tensor=8 does not divide model.num_heads=4; .* mesh.tensor=4"),
+    ({"tensor": 4, "data": 2}, {"layers": "A"}, {}, "does not divide model.num_kv_heads=2; .* mesh.tensor=2"),
+    ({"tensor": 8}, {"layers": "F", "mlp_dim": 44}, {}, "does not divide model.mlp_dim=44; .* mesh.tensor=11"),
+    ({"tensor": 8}, {"layers": "M", "mamba_head_dim": 16}, {}, "the number of Mamba heads=4"),
+    (
+      {"tensor": 2, "data": 4},
+      {"layers": "M", "embed_dim": 48, "mamba_num_groups": 3},
+      {},
+      "mesh.tensor=2 neither divides model.mamba_num_groups=3 nor is a multiple of it",
+    ),
+    ({"tensor": 8}, {"layers": "F", "vocab_size": 60}, {}, "does not divide model.vocab_size=60; .* mesh.tensor=6"),
+    ({"expert": 8}, {"layers": "E"}, {}, "mesh.expert=8 does not divide model.num_experts=4; .* mesh.expert=4"),
+    ({"fsdp": 8}, {"layers": "F", "embed_dim": 36, "mamba_head_dim": 18}, {}, "mesh.fsdp=8 does not divide model.embed_dim=36; .*=9"),
+    ({"context": 8}, {}, {"sequence_length": 24}, "mesh.context=8 does not divide train.sequence_length / 2=12"),
+    ({"pipe": 4, "data": 2}, {"layers": "(AF)x6"}, {}, r"divide the periods of \(AF\)x6 .*=6; .* mesh.pipe=3"),
+    (
+      {"pipe": 2, "data": 4},
+      {"layers": "(F)x2", "pipe_micro_batches": 3},
+      {},
+      "model.pipe_micro_batches=3 does not divide the 2 sequences of a device; choose 2",
+    ),
   ],
 )
-def test_a_mesh_that_does_not_fit_is_refused(changes, batch, message):
+def test_what_does_not_divide_is_refused_with_the_nearest_that_does(mesh, model, train, message):
   with pytest.raises(ConfigError, match=message):
-    make_mesh(dataclasses.replace(ONE, **changes), batch)
+    mesh_of(mesh, model, **train)
 
 
 def test_minus_one_takes_the_devices_that_are_left():
-  assert dict(make_mesh(dataclasses.replace(ONE, data=-1, fsdp=2), 8).shape)["data"] == 4
+  assert mesh_of({"data": -1, "fsdp": 2}).shape["data"] == 4
 
 
-def run_steps(mesh):
-  """Returns the losses and first gradient norm of three float32 steps, and how many bytes device 0 holds."""
-  config = tiny_config(mesh=mesh, train={"batch_size": 8, "sequence_length": 16}, optimizer={"warmup_steps": 0})
-  recipe = make_pretrain(config)
-  plan = loop.make_plan(config, recipe, Devices("cpu", "cpu", 8, 2**40))
-  tokens = jax.random.randint(jax.random.key(1), (8, 16), 0, 64)
-  batch = Batch(tokens, jnp.roll(tokens, -1, 1), jnp.ones((8, 16)), packed_context(9, 7, batch=8))
-  with jax.set_mesh(plan.mesh):
-    init = make_init(recipe, plan.optimizer, 0)
-    state, _ = jax.jit(init, out_shardings=(plan.shardings, None))()
-    held = sum(leaf.addressable_shards[0].data.nbytes for leaf in jax.tree.leaves(state))
-    step = jax.jit(make_train_step(recipe, plan.optimizer, 1, 0), out_shardings=(plan.shardings, None))
-    results = []
-    for _ in range(3):
-      state, metrics = step(state, None, batch)
-      results.append((float(metrics["loss/total"] / metrics["weight"]), float(metrics["grad_norm"])))
-  return np.array(results), held
-
-
-def test_every_mesh_trains_like_data_parallelism_and_shards_its_state():
-  reference, replicated = run_steps({"data": 8})
-  for mesh, share in (({"data": 1, "fsdp": 8}, 0.2), ({"data": 2, "fsdp": 2, "tensor": 2}, 0.4)):
-    results, held = run_steps(mesh)
-    np.testing.assert_allclose(results, reference, rtol=1e-4)
-    assert held < share * replicated
+def test_slices_are_the_outer_part_of_the_data_axis():
+  mesh = mesh_of({"slices": 2, "data": 2, "fsdp": 2})
+  assert mesh.shape["data"] == 4
+  assert mesh.devices[:2].ravel().tolist() == jax.devices()[:4]

@@ -56,3 +56,10 @@ def test_a_model_can_be_planned_without_memory_for_it():
   model = tiny_model(layers="(MAFE)x100", embed_dim=4096, mlp_dim=16384, mamba_head_dim=64)
   with pytest.raises(ConfigError, match=r"about .* parameters.* this one takes"):
     plan(2**30, model=vars(model) | {"remat": "full"})
+
+
+def test_each_remat_policy_keeps_less_than_the_one_before():
+  need = lambda remat: plan(2**40, model={"remat": remat, "layers": "(AF)x8"})[2].need.activations
+  needs = [need(remat) for remat in ("none", "dots", "named", "full")]
+  assert needs == sorted(needs, reverse=True)
+  assert len(set(needs)) == len(needs)

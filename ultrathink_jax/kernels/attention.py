@@ -11,6 +11,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
+from ultrathink_jax.kernels.soft_cap import soft_cap
+
 
 class Scoring(NamedTuple):
   """How scores come from queries and keys; plain numbers, so that it can be static.
@@ -55,18 +57,19 @@ def attention(
   key_segments: Int[Array, "B S"],
   scoring: Scoring,
   sinks: Float[Array, " N"] | None = None,
+  start: int = 0,
 ) -> Float[Array, "B T N H"]:
   """Returns softmax(scores) value over the visible keys, 0 for padding; scores and softmax are float32.
 
-  `sinks` are scores of one more key per head that every query sees and whose value is 0.
+  `sinks` are scores of one more key per head that every query sees and whose value is 0. `start`, the index of the
+  first query among the keys, is for the other forms, which know from it what need not be computed.
   """
   B, T, N, H = query.shape
   K = key.shape[2]
   mask = visible(query_positions, key_positions, query_segments, key_segments, scoring.window_tokens)[:, None, None]
   query = query.reshape(B, T, K, N // K, H)
   scores = jnp.einsum("btkgh,bskh->bkgts", query, key, preferred_element_type=jnp.float32) * scoring.scale
-  if scoring.soft_cap is not None:
-    scores = scoring.soft_cap * jnp.tanh(scores / scoring.soft_cap)
+  scores = soft_cap(scores, scoring.soft_cap)
   if sinks is not None:
     sinks = jnp.broadcast_to(sinks.astype(jnp.float32).reshape(K, N // K, 1, 1), (*scores.shape[:-1], 1))
     scores = jnp.concatenate([scores, sinks], axis=-1)

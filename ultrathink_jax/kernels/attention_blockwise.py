@@ -3,8 +3,8 @@
 The backward pass recomputes each block's scores from the saved log normalisers, so memory is linear in T.
 
 Source: arXiv:2205.14135 (saved normalisers, recomputed scores).
-Letters: B batch  T length  t queries of a block  S keys of a block  N query heads  K kv heads  G = N/K  M = G t
-H head dim.
+Letters: B batch  T query length  S key length  t queries of a block  s keys of a block  N query heads  K kv heads
+G = N/K  M = G t  H head dim.
 """
 
 from functools import partial
@@ -14,6 +14,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from ultrathink_jax.kernels.attention import Scoring, visible
+from ultrathink_jax.kernels.soft_cap import soft_cap, through_soft_cap
 
 _BLOCK_TOKENS = 128
 _MAX_BLOCKS = 16
@@ -22,44 +23,42 @@ _HIDDEN_SCORE = -1e30  # of a key that is not visible; finite, so that padding r
 
 def attention_blockwise(
   query: Float[Array, "B T N H"],
-  key: Float[Array, "B T K H"],
-  value: Float[Array, "B T K H"],
+  key: Float[Array, "B S K H"],
+  value: Float[Array, "B S K H"],
   query_positions: Int[Array, "B T"],
-  key_positions: Int[Array, "B T"],
+  key_positions: Int[Array, "B S"],
   query_segments: Int[Array, "B T"],
-  key_segments: Int[Array, "B T"],
+  key_segments: Int[Array, "B S"],
   scoring: Scoring,
   sinks: Float[Array, " N"] | None = None,
+  start: int = 0,
 ) -> Float[Array, "B T N H"]:
-  """Returns what `attention` does for rows in document order, where no query sees a key of a higher index."""
+  """Returns what `attention` does for rows in document order: query i is token start + i and sees no key behind it."""
   B, T, N, H = query.shape
   K = key.shape[2]
   heads_first = query.reshape(B, T, K, N // K, H).transpose(0, 2, 3, 1, 4) * jnp.asarray(scoring.scale, query.dtype)
   where = (query_positions, key_positions, query_segments, key_segments)
   if sinks is not None:
     sinks = sinks.astype(jnp.float32).reshape(K, N // K, 1, 1)
-  out = _attend(heads_first, key.transpose(0, 2, 1, 3), value.transpose(0, 2, 1, 3), sinks, where, scoring)
+  out = _attend(heads_first, key.transpose(0, 2, 1, 3), value.transpose(0, 2, 1, 3), sinks, where, scoring, start)
   return out.transpose(0, 3, 1, 2, 4).reshape(B, T, N, H)
 
 
-def _blocks(T: int, window_tokens: int | None) -> list[tuple[slice, slice]]:
+def _blocks(T: int, start: int, window_tokens: int | None) -> list[tuple[slice, slice]]:
   """Returns the queries of each block and the keys that any of them can see."""
   block = max(_BLOCK_TOKENS, -(-T // _MAX_BLOCKS))
-  first_key = lambda start: 0 if window_tokens is None else max(0, start - window_tokens + 1)
-  return [(slice(s, min(s + block, T)), slice(first_key(s), min(s + block, T))) for s in range(0, T, block)]
+  first_key = lambda token: 0 if window_tokens is None else max(0, token - window_tokens + 1)
+  queries = [slice(first, min(first + block, T)) for first in range(0, T, block)]
+  return [(block, slice(first_key(start + block.start), start + block.stop)) for block in queries]
 
 
-def _mask(where, queries: slice, keys: slice, window_tokens: int | None) -> Bool[Array, "B 1 1 t S"]:
+def _mask(where, queries: slice, keys: slice, window_tokens: int | None) -> Bool[Array, "B 1 1 t s"]:
   query_positions, key_positions, query_segments, key_segments = where
   positions, segments = (
     (query_positions[:, queries], key_positions[:, keys]),
     (query_segments[:, queries], key_segments[:, keys]),
   )
   return visible(*positions, *segments, window_tokens)[:, None, None]
-
-
-def _cap(scores: Array, scoring: Scoring) -> Array:
-  return scores if scoring.soft_cap is None else scoring.soft_cap * jnp.tanh(scores / scoring.soft_cap)
 
 
 def _product(spec: str, x: Array, y: Array) -> Array:
@@ -77,16 +76,16 @@ def _by_head(spec: str, rows: Float[Array, "B K G t _"], other: Array) -> Float[
   return _product(spec, _merge(rows), other).reshape(*rows.shape[:4], -1)
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(5,))
-def _attend(query, key, value, sinks, where, scoring: Scoring) -> Float[Array, "B K G T H"]:
-  return _attend_forward(query, key, value, sinks, where, scoring)[0]
+@partial(jax.custom_vjp, nondiff_argnums=(5, 6))
+def _attend(query, key, value, sinks, where, scoring: Scoring, start: int) -> Float[Array, "B K G T H"]:
+  return _attend_forward(query, key, value, sinks, where, scoring, start)[0]
 
 
-def _attend_forward(query, key, value, sinks, where, scoring: Scoring):
+def _attend_forward(query, key, value, sinks, where, scoring: Scoring, start: int):
   outs, log_normalizers = [], []
-  for queries, keys in _blocks(query.shape[3], scoring.window_tokens):
+  for queries, keys in _blocks(query.shape[3], start, scoring.window_tokens):
     mask = _mask(where, queries, keys, scoring.window_tokens)
-    scores = _cap(_by_head("bkmh,bksh->bkms", query[:, :, :, queries], key[:, :, keys]), scoring)
+    scores = soft_cap(_by_head("bkmh,bksh->bkms", query[:, :, :, queries], key[:, :, keys]), scoring.soft_cap)
     scores = jnp.where(mask, scores, _HIDDEN_SCORE)
     highest = jnp.max(scores, axis=-1, keepdims=True)
     if sinks is not None:
@@ -103,24 +102,22 @@ def _attend_forward(query, key, value, sinks, where, scoring: Scoring):
   return out, (query, key, value, sinks, where, out, log_normalizer)
 
 
-def _attend_backward(scoring: Scoring, residuals, out_gradient):
+def _attend_backward(scoring: Scoring, start: int, residuals, out_gradient):
   query, key, value, sinks, where, out, log_normalizer = residuals
   dtype = query.dtype
   # Of each query, what its weights take from one another: sum of weight * gradient of weight.
   means = jnp.sum(out_gradient.astype(jnp.float32) * out.astype(jnp.float32), axis=-1, keepdims=True)
   query_gradients = []
   key_gradient, value_gradient = (jnp.zeros(array.shape, jnp.float32) for array in (key, value))
-  for queries, keys in _blocks(query.shape[3], scoring.window_tokens):
+  for queries, keys in _blocks(query.shape[3], start, scoring.window_tokens):
     q, d, z, mean = (_merge(array[:, :, :, queries]) for array in (query, out_gradient, log_normalizer, means))
     k, v = key[:, :, keys], value[:, :, keys]
     mask = jnp.tile(_mask(where, queries, keys, scoring.window_tokens)[:, 0].swapaxes(2, 3), query.shape[2])
     # Keys first: the gradients of keys and values then need no transposed operand, which is slow on CPU.
-    scores = _cap(_product("bksh,bkmh->bksm", k, q), scoring)
+    scores = soft_cap(_product("bksh,bkmh->bksm", k, q), scoring.soft_cap)
     weights = jnp.where(mask, jnp.exp(scores - z.swapaxes(2, 3)), 0)
     scores_gradient = weights * (_product("bksh,bkmh->bksm", v, d) - mean.swapaxes(2, 3))
-    if scoring.soft_cap is not None:
-      scores_gradient *= 1 - jnp.square(scores / scoring.soft_cap)
-    scores_gradient = scores_gradient.astype(dtype)
+    scores_gradient = through_soft_cap(scores_gradient, scores, scoring.soft_cap).astype(dtype)
     gradient = _product("bksm,bksh->bkmh", scores_gradient, k).astype(dtype)
     query_gradients.append(gradient.reshape(*query.shape[:3], -1, query.shape[-1]))
     key_gradient = key_gradient.at[:, :, keys].add(_product("bksm,bkmh->bksh", scores_gradient, q))

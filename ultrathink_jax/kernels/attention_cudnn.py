@@ -5,7 +5,7 @@ ever made. It allots space for a fixed number of documents a row; a batch with a
 which decide so on the device, step by step. Keys and values are repeated for every query head of their group, because
 JAX derives the place of a document's keys from the number of query heads.
 
-Letters: B batch  T length  N query heads  K kv heads  H head dim  M most documents of a row.
+Letters: B batch  T query length  S key length  N query heads  K kv heads  H head dim  M most documents of a row.
 """
 
 from typing import NamedTuple
@@ -47,23 +47,27 @@ def find_documents(segment_ids: Int[Array, "B T"], max_documents: int) -> Docume
 
 def attention_cudnn(
   query: Float[Array, "B T N H"],
-  key: Float[Array, "B T K H"],
-  value: Float[Array, "B T K H"],
+  key: Float[Array, "B S K H"],
+  value: Float[Array, "B S K H"],
   query_positions: Int[Array, "B T"],
-  key_positions: Int[Array, "B T"],
+  key_positions: Int[Array, "B S"],
   query_segments: Int[Array, "B T"],
-  key_segments: Int[Array, "B T"],
+  key_segments: Int[Array, "B S"],
   scoring: Scoring,
   sinks: Float[Array, " N"] | None = None,
+  start: int = 0,
 ) -> Float[Array, "B T N H"]:
   """Returns what `attention` does for rows whose documents lie one after another, each whole and in order.
 
-  There is no soft cap and there are no sinks: backends.resolve_attention sends those elsewhere.
+  There is no soft cap and there are no sinks: backends.resolve_attention sends those elsewhere. Fewer queries than
+  keys, as a context axis has, go to the Pallas kernels: cuDNN's mask begins with the first key of a document.
   """
   assert scoring.soft_cap is None
   assert sinks is None
-  documents = find_documents(query_segments, _MAX_DOCUMENTS)
   where = (query_positions, key_positions, query_segments, key_segments)
+  if query.shape[1] < key.shape[1]:
+    return attention_pallas(query, key, value, *where, scoring, sinks, start)
+  documents = find_documents(query_segments, _MAX_DOCUMENTS)
   return jax.lax.cond(
     jnp.max(documents.count) <= _MAX_DOCUMENTS,
     lambda query, key, value: _attend(query, key, value, query_segments != 0, documents, scoring),

@@ -5,8 +5,8 @@ the diagonal. The backward pass recomputes the scores from saved log normalisers
 gradient of queries, one over queries for the gradients of keys and values, so that neither needs atomic additions.
 
 Source: arXiv:2205.14135, arXiv:2307.08691 (loop order).
-Letters: B batch  T length  N query heads  K kv heads  G = N/K  H head dim  C blocks of a row  t queries of a block
-s keys of a block.
+Letters: B batch  T query length  S key length  N query heads  K kv heads  G = N/K  H head dim  C blocks of a row
+t queries of a block  s keys of a block.
 """
 
 from functools import partial
@@ -38,26 +38,29 @@ _BACKWARD = {"cpu": _Tiles(16, 16, 0, 0), "cuda": _Tiles(64, 64, 8, 2), "tpu": _
 
 def attention_pallas(
   query: Float[Array, "B T N H"],
-  key: Float[Array, "B T K H"],
-  value: Float[Array, "B T K H"],
+  key: Float[Array, "B S K H"],
+  value: Float[Array, "B S K H"],
   query_positions: Int[Array, "B T"],
-  key_positions: Int[Array, "B T"],
+  key_positions: Int[Array, "B S"],
   query_segments: Int[Array, "B T"],
-  key_segments: Int[Array, "B T"],
+  key_segments: Int[Array, "B S"],
   scoring: Scoring,
   sinks: Float[Array, " N"] | None = None,
+  start: int = 0,
 ) -> Float[Array, "B T N H"]:
   """Returns what `attention` does for rows whose documents lie one after another, each whole and in order.
 
-  Positions then follow from the segment ids, which are all that is read of the two. A TPU core holds the keys and
+  Query i is token start + i; it sees no key behind it. Positions follow from the segment ids of the keys, which are all
+  that is read of the four. A TPU core holds the keys and
   values of a row and kv head, and in the backward pass the queries of a row and kv head twice, at once: with heads of
   128 dims, up to about 100,000 queries.
   """
-  del query_positions, key_positions, key_segments
+  del query_positions, key_positions, query_segments
   if sinks is None:
     sinks = jnp.full(query.shape[2], _NO_SINK)
   heads_first = (array.swapaxes(1, 2) for array in (query, key, value))
-  out = _attend(*heads_first, sinks.astype(jnp.float32), first_keys(query_segments, scoring.window_tokens), scoring)
+  first = first_keys(key_segments, scoring.window_tokens)[:, start : start + query.shape[1]]
+  out = _attend(*heads_first, sinks.astype(jnp.float32), first, scoring, start)
   return out.swapaxes(1, 2)
 
 
@@ -72,49 +75,66 @@ def first_keys(segment_ids: Int[Array, "B T"], window_tokens: int | None) -> Int
   return jnp.where(segment_ids != 0, first, T)
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(5,))
+@partial(jax.custom_vjp, nondiff_argnums=(5, 6))
 def _attend(
   query: Float[Array, "B N T H"],
-  key: Float[Array, "B K T H"],
-  value: Float[Array, "B K T H"],
+  key: Float[Array, "B K S H"],
+  value: Float[Array, "B K S H"],
   sinks: Float[Array, " N"],
   first: Int[Array, "B T"],
   scoring: Scoring,
+  start: int,
 ) -> Float[Array, "B N T H"]:
-  return _attend_forward(query, key, value, sinks, first, scoring)[0]
+  return _attend_forward(query, key, value, sinks, first, scoring, start)[0]
 
 
-def _attend_forward(query, key, value, sinks, first, scoring: Scoring):
+def _attend_forward(query, key, value, sinks, first, scoring: Scoring, start: int):
+  keys, first_of_keys = _in_reach(first, scoring, start)
   run = lambda platform, *arrays: _run_forward(platform, *arrays, scoring)
-  out, log_normalizer = on_platform(run, query, key, value, sinks, first)
+  out, log_normalizer = on_platform(run, query, key[:, :, keys], value[:, :, keys], sinks, first_of_keys)
   return out, (query, key, value, sinks, first, out, log_normalizer)
 
 
-def _attend_backward(scoring: Scoring, residuals, out_gradient):
+def _attend_backward(scoring: Scoring, start: int, residuals, out_gradient):
   query, key, value, sinks, first, out, log_normalizer = residuals
   # Of each query, what its weights take from one another: sum of weight * gradient of weight.
   means = jnp.sum(out_gradient.astype(jnp.float32) * out.astype(jnp.float32), axis=-1)
+  keys, first_of_keys = _in_reach(first, scoring, start)
   run = lambda platform, *arrays: _run_backward(platform, *arrays, scoring)
-  gradients = on_platform(run, query, key, value, first, out_gradient, log_normalizer, means)
+  arrays = (query, key[:, :, keys], value[:, :, keys], first_of_keys, out_gradient, log_normalizer, means)
+  query_gradient, *gradients = on_platform(run, *arrays)
+  behind = key.shape[2] - keys.stop
+  gradients = [jnp.pad(array, ((0, 0), (0, 0), (keys.start, behind), (0, 0))) for array in gradients]
   sinks_gradient = -jnp.sum(jnp.exp(sinks[:, None] - log_normalizer) * means, axis=(0, 2))
-  return *gradients, sinks_gradient, None
+  return query_gradient, *gradients, sinks_gradient, None
 
 
 _attend.defvjp(_attend_forward, _attend_backward)
 
 
+def _in_reach(first: Int[Array, "B T"], scoring: Scoring, start: int) -> tuple[slice, Int[Array, "B T"]]:
+  """Returns the keys that any query can see, the last query's own at their end, and `first` counted from the first.
+
+  Callers keep whole rows of keys for the backward pass, so that it does not matter to them how many are in reach.
+  """
+  begin = 0 if scoring.window_tokens is None else max(0, start - scoring.window_tokens + 1)
+  end = start + first.shape[1]
+  return slice(begin, end), jnp.minimum(first - begin, end - begin)
+
+
 def _run_forward(platform: str, query, key, value, sinks, first, scoring: Scoring):
   """Returns the output and the log of each query's normaliser, a sink's share in it."""
   B, N, T, H = query.shape
-  K = key.shape[1]
-  tiles, length, dim = _fit(_FORWARD[platform], query)
-  query, key, value = (_pad(array, length, dim) for array in (query, key, value))
-  first = _pad_queries(first, length)
+  K, S = key.shape[1:3]
+  tiles, length, key_length, dim = _fit(_FORWARD[platform], query, key)
+  query = _pad(query, length, dim)
+  key, value = (_pad(array, key_length, dim) for array in (key, value))
+  first = _pad_queries(first, length, S, key_length)
   num_blocks = length // tiles.query
   of_queries = lambda width: pl.BlockSpec((None, None, tiles.query, width), lambda b, n, i: (b, n, i, 0))
-  of_keys = whole_rows(platform, (None, None, length, dim), lambda b, n, i: (b, jax.lax.div(n, N // K), 0, 0))
+  of_keys = whole_rows(platform, (None, None, key_length, dim), lambda b, n, i: (b, jax.lax.div(n, N // K), 0, 0))
   out, log_normalizer = pallas_call(
-    partial(_forward_kernel, scoring, tiles.key),
+    partial(_forward_kernel, scoring, S - T, tiles.key),
     platform,
     grid=(B, N, num_blocks),
     in_specs=[
@@ -136,11 +156,11 @@ def _run_forward(platform: str, query, key, value, sinks, first, scoring: Scorin
   return out[:, :, :T, :H], log_normalizer[:, :, :T, 0]
 
 
-def _forward_kernel(scoring, s, block_first, sinks, query, key, value, first, out, log_normalizer):
+def _forward_kernel(scoring, start, s, block_first, sinks, query, key, value, first, out, log_normalizer):
   b, n, i = (pl.program_id(axis) for axis in range(3))
   t, H = query.shape
   q, first_key = query[...], first[...]
-  of_query = i * t + jax.lax.broadcasted_iota(jnp.int32, (t, s), 0)
+  of_query = start + i * t + jax.lax.broadcasted_iota(jnp.int32, (t, s), 0)
   column = jax.lax.broadcasted_iota(jnp.int32, (t, s), 1)
 
   def step(j, carry):
@@ -156,29 +176,30 @@ def _forward_kernel(scoring, s, block_first, sinks, query, key, value, first, ou
     v = value[keys, :]
     return mixed * shrink + _dot(weights.astype(v.dtype), v), new_highest, normalizer
 
-  start = (jnp.zeros((t, H), jnp.float32), jnp.full((t, 1), sinks[n]), jnp.ones((t, 1), jnp.float32))
-  last = jax.lax.div((i + 1) * t + s - 1, s)
-  mixed, highest, normalizer = jax.lax.fori_loop(jax.lax.div(block_first[b, i], s), last, step, start)
+  nothing = (jnp.zeros((t, H), jnp.float32), jnp.full((t, 1), sinks[n]), jnp.ones((t, 1), jnp.float32))
+  last = jax.lax.div(start + (i + 1) * t + s - 1, s)
+  mixed, highest, normalizer = jax.lax.fori_loop(jax.lax.div(block_first[b, i], s), last, step, nothing)
   out[...] = (mixed / normalizer).astype(out.dtype)
   log_normalizer[...] = highest + jnp.log(normalizer)
 
 
 def _run_backward(platform: str, query, key, value, first, out_gradient, log_normalizer, means, scoring: Scoring):
   B, N, T, H = query.shape
-  K = key.shape[1]
+  K, S = key.shape[1:3]
   G = N // K
-  tiles, length, dim = _fit(_BACKWARD[platform], query)
-  query, key, value, out_gradient = (_pad(array, length, dim) for array in (query, key, value, out_gradient))
-  first = _pad_queries(first, length)
+  tiles, length, key_length, dim = _fit(_BACKWARD[platform], query, key)
+  query, out_gradient = (_pad(array, length, dim) for array in (query, out_gradient))
+  key, value = (_pad(array, key_length, dim) for array in (key, value))
+  first = _pad_queries(first, length, S, key_length)
   log_normalizer, means = (jnp.pad(array, ((0, 0), (0, 0), (0, length - T))) for array in (log_normalizer, means))
-  num_query_blocks, num_key_blocks = length // tiles.query, length // tiles.key
+  num_query_blocks, num_key_blocks = length // tiles.query, key_length // tiles.key
   block_first = _first_of_blocks(first, tiles.query)
   call = partial(pallas_call, num_warps=tiles.num_warps, num_stages=tiles.num_stages, platform=platform)
 
   of_queries = lambda width: pl.BlockSpec((None, None, tiles.query, width), lambda b, n, i: (b, n, i, 0))
-  all_keys = whole_rows(platform, (None, None, length, dim), lambda b, n, i: (b, jax.lax.div(n, G), 0, 0))
+  all_keys = whole_rows(platform, (None, None, key_length, dim), lambda b, n, i: (b, jax.lax.div(n, G), 0, 0))
   query_gradient = call(
-    partial(_query_gradient_kernel, scoring, tiles.key),
+    partial(_query_gradient_kernel, scoring, S - T, tiles.key),
     grid=(B, N, num_query_blocks),
     in_specs=[
       scalars(platform, block_first.shape),
@@ -204,7 +225,7 @@ def _run_backward(platform: str, query, key, value, first, out_gradient, log_nor
   rows_shape = (None, G, num_query_blocks, 1, tiles.query)
   all_rows = whole_rows(platform, rows_shape, lambda b, k, j: (b, k, 0, 0, 0))
   key_gradient, value_gradient = call(
-    partial(_key_gradient_kernel, scoring),
+    partial(_key_gradient_kernel, scoring, S - T),
     grid=(B, K, num_key_blocks),
     in_specs=[
       scalars(platform, block_last.shape),
@@ -219,14 +240,16 @@ def _run_backward(platform: str, query, key, value, first, out_gradient, log_nor
     out_specs=[of_keys, of_keys],
     out_shape=[jax.ShapeDtypeStruct(key.shape, key.dtype), jax.ShapeDtypeStruct(value.shape, value.dtype)],
   )(block_last, query, key, value, rows(first), out_gradient, rows(log_normalizer), rows(means))
-  return tuple(array[:, :, :T, :H] for array in (query_gradient, key_gradient, value_gradient))
+  return query_gradient[:, :, :T, :H], key_gradient[:, :, :S, :H], value_gradient[:, :, :S, :H]
 
 
-def _query_gradient_kernel(scoring, s, block_first, query, key, value, first, out_gradient, log_normalizer, mean, out):
+def _query_gradient_kernel(
+  scoring, start, s, block_first, query, key, value, first, out_gradient, log_normalizer, mean, out
+):
   b, _, i = (pl.program_id(axis) for axis in range(3))
   t, H = query.shape
   q, first_key, d, z, m = query[...], first[...], out_gradient[...], log_normalizer[...], mean[...]
-  of_query = i * t + jax.lax.broadcasted_iota(jnp.int32, (t, s), 0)
+  of_query = start + i * t + jax.lax.broadcasted_iota(jnp.int32, (t, s), 0)
   column = jax.lax.broadcasted_iota(jnp.int32, (t, s), 1)
 
   def step(j, gradient):
@@ -238,13 +261,13 @@ def _query_gradient_kernel(scoring, s, block_first, query, key, value, first, ou
     scores_gradient = _scores_gradient(weights, scores, _dot_rows(d, value[keys, :]) - m, scoring)
     return gradient + _dot(scores_gradient.astype(k.dtype), k)
 
-  last = jax.lax.div((i + 1) * t + s - 1, s)
+  last = jax.lax.div(start + (i + 1) * t + s - 1, s)
   gradient = jax.lax.fori_loop(jax.lax.div(block_first[b, i], s), last, step, jnp.zeros((t, H), jnp.float32))
   out[...] = gradient.astype(out.dtype)
 
 
 def _key_gradient_kernel(
-  scoring, block_last, query, key, value, first, out_gradient, log_normalizer, mean, key_out, value_out
+  scoring, start, block_last, query, key, value, first, out_gradient, log_normalizer, mean, key_out, value_out
 ):
   b, _, j = (pl.program_id(axis) for axis in range(3))
   s, H = key.shape
@@ -259,13 +282,13 @@ def _key_gradient_kernel(
     queries = pl.ds(pl.multiple_of(i * t, t), t)
     q, d = query[g, queries, :], out_gradient[g, queries, :]
     scores = _scores(k, q, scoring)
-    of_query = i * t + column
+    of_query = start + i * t + column
     weights = jnp.where((of_key >= first[i]) & (of_key <= of_query), jnp.exp(scores - log_normalizer[g, i]), 0)
     scores_gradient = _scores_gradient(weights, scores, _dot_rows(v, d) - mean[g, i], scoring)
     return key_gradient + _dot(scores_gradient.astype(q.dtype), q), value_gradient + _dot(weights.astype(d.dtype), d)
 
-  start = jax.lax.div(j * s, t)
-  of_head = lambda g, carry: jax.lax.fori_loop(start, block_last[b, j], partial(step, g), carry)
+  first_block = jax.lax.div(jnp.maximum(j * s - start, 0), t)
+  of_head = lambda g, carry: jax.lax.fori_loop(first_block, block_last[b, j], partial(step, g), carry)
   zeros = jnp.zeros((s, H), jnp.float32)
   key_gradient, value_gradient = jax.lax.fori_loop(0, G, of_head, (zeros, zeros))
   key_out[...] = key_gradient.astype(key_out.dtype)
@@ -291,23 +314,24 @@ def _scores_gradient(weights, scores, weights_gradient, scoring: Scoring):
   return gradient if scoring.soft_cap is None else gradient * (1 - jnp.square(scores * (1 / scoring.soft_cap)))
 
 
-def _fit(tiles: _Tiles, query: Float[Array, "B N T H"]) -> tuple[_Tiles, int, int]:
-  """Returns tiles that are no longer than the row, the length the row is padded to, and the padded head dim."""
-  T, H = query.shape[2:]
-  fit = lambda block: max(16, min(block * 2 // query.dtype.itemsize, power_of_two(T)))
-  tiles = tiles._replace(query=fit(tiles.query), key=fit(tiles.key))
-  block = max(tiles.query, tiles.key)
-  return tiles, -(-T // block) * block, power_of_two(H)
+def _fit(tiles: _Tiles, query: Float[Array, "B N T H"], key: Float[Array, "B K S H"]) -> tuple[_Tiles, int, int, int]:
+  """Returns tiles that are no longer than rows, the lengths queries and keys are padded to, and the padded head dim."""
+  (T, H), S = query.shape[2:], key.shape[2]
+  fit = lambda block, length: max(16, min(block * 2 // query.dtype.itemsize, power_of_two(length)))
+  tiles = tiles._replace(query=fit(tiles.query, T), key=fit(tiles.key, S))
+  up = lambda length, block: -(-length // block) * block
+  length = up(T, tiles.query)
+  return tiles, length, up(S - T + length, tiles.key), power_of_two(H)
 
 
 def _pad(array: Float[Array, "B N T H"], length: int, dim: int) -> Array:
   return jnp.pad(array, ((0, 0), (0, 0), (0, length - array.shape[2]), (0, dim - array.shape[3])))
 
 
-def _pad_queries(first: Int[Array, "B T"], length: int) -> Array:
-  """Returns `first` with queries at the end that see no key."""
-  first = jnp.where(first == first.shape[1], length, first)
-  return jnp.pad(first, ((0, 0), (0, length - first.shape[1])), constant_values=length)
+def _pad_queries(first: Int[Array, "B T"], length: int, num_keys: int, key_length: int) -> Array:
+  """Returns `first` with queries at the end that, like padding, see none of the keys now padded to `key_length`."""
+  first = jnp.where(first == num_keys, key_length, first)
+  return jnp.pad(first, ((0, 0), (0, length - first.shape[1])), constant_values=key_length)
 
 
 def _first_of_blocks(first: Int[Array, "B T"], block: int) -> Int[Array, "B C"]:

@@ -19,6 +19,7 @@ from ultrathink_jax.kernels.experts_loop import experts_loop
 from ultrathink_jax.kernels.experts_sorted import experts_sorted
 from ultrathink_jax.kernels.ssd import ssd
 from ultrathink_jax.kernels.ssd_chunked import ssd_chunked
+from ultrathink_jax.platform import target_platform
 
 
 def _lazy(name: str) -> Callable[..., Any]:
@@ -58,14 +59,14 @@ def resolve_attention(
     ConfigError: this platform, or this kind of attention, is beyond the backend.
   """
   if name == "auto":
-    return {"gpu": "pallas", "tpu": "pallas"}.get(jax.default_backend(), "blockwise")
+    return {"gpu": "pallas", "tpu": "pallas"}.get(target_platform(), "blockwise")
   if name == "cudnn":
     _check_cudnn(scoring, has_sinks, dtype, head_dim)
   return name
 
 
 def _check_cudnn(scoring: Scoring, has_sinks: bool, dtype: Any, head_dim: int | None) -> None:
-  platform = jax.default_backend()
+  platform = target_platform()
   capability = float(getattr(jax.devices()[0], "compute_capability", 0)) if platform == "gpu" else 0.0
   for is_wrong, what in (
     (platform != "gpu", f"runs on NVIDIA GPUs and this is a {platform}"),
@@ -88,7 +89,7 @@ def _check_cudnn(scoring: Scoring, has_sinks: bool, dtype: Any, head_dim: int | 
 def resolve_ssd(name: str) -> str:
   """Returns the backend that `name` stands for here."""
   if name == "auto":
-    return {"gpu": "pallas", "tpu": "pallas"}.get(jax.default_backend(), "chunked")
+    return {"gpu": "pallas", "tpu": "pallas"}.get(target_platform(), "chunked")
   return name
 
 
@@ -100,7 +101,7 @@ def resolve_experts(name: str, capacity: float | None) -> str:
   """
   has_tokamax = importlib.util.find_spec("tokamax") is not None
   if name == "auto":
-    platform = jax.default_backend()
+    platform = target_platform()
     if platform not in ("gpu", "tpu"):
       return "loop"
     if capacity:

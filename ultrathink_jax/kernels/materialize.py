@@ -6,6 +6,8 @@ from typing import Any
 import jax
 from jax.experimental.xla_metadata import set_xla_metadata
 
+from ultrathink_jax.platform import target_platform
+
 
 def materialized(function: Callable[..., Any], *arrays: Any) -> Any:
   """Returns function(*arrays), not to be differentiated, as arrays of their own.
@@ -13,7 +15,7 @@ def materialized(function: Callable[..., Any], *arrays: Any) -> Any:
   XLA on CPU fuses whatever is elementwise, cosines and exponentials too, into every loop that reads it, once for each
   element of the larger array; an optimization barrier does not survive until then. A call that is not inlined does.
   """
-  if jax.default_backend() != "cpu":
+  if target_platform() != "cpu":
     return function(*arrays)
   with set_xla_metadata(inlineable="false"):
     return jax.jit(function)(*arrays)

@@ -7,6 +7,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from ultrathink_jax.platform import target_platform
+
 _TRANSPOSED_BLOCK = 256
 
 
@@ -37,20 +39,20 @@ matmul.defvjp(_forward, _backward)
 
 def _product(spec: str, x: Array, y: Array) -> Array:
   """Returns the product, accumulated in float32; on CPU also given in it, which is what its bfloat16 units make."""
-  on_cpu = jax.default_backend() == "cpu"
+  on_cpu = target_platform() == "cpu"
   return jnp.einsum(spec, x, y, preferred_element_type=jnp.float32 if on_cpu else None)
 
 
-def transposed_product(x: Float[Array, "T D"], y: Float[Array, "T F"]) -> Float[Array, "D F"]:
+def transposed_product(x: Float[Array, "T D"], y: Float[Array, "T *F"]) -> Float[Array, "D *F"]:
   """Returns x^T y in float32.
 
   XLA on CPU has fast bfloat16 products, several times as fast as float32, for every order of operands but this one.
   There x is first transposed by products with the identity, which are exact.
   """
-  if x.dtype != jnp.bfloat16 or jax.default_backend() != "cpu":
-    return jnp.einsum("td,tf->df", x, y, preferred_element_type=jnp.float32)
+  if x.dtype != jnp.bfloat16 or target_platform() != "cpu":
+    return jnp.einsum("td,t...->d...", x, y, preferred_element_type=jnp.float32)
   blocks = [x[:, start : start + _TRANSPOSED_BLOCK] for start in range(0, x.shape[1], _TRANSPOSED_BLOCK)]
   transposed = [
     _product("cd,td->ct", jnp.eye(block.shape[1], dtype=x.dtype), block).astype(x.dtype) for block in blocks
   ]
-  return _product("dt,tf->df", jnp.concatenate(transposed), y)
+  return _product("dt,t...->d...", jnp.concatenate(transposed), y)

@@ -5,6 +5,7 @@ Letters: B batch  T query length  S key length  D embed  N query heads  K kv hea
 """
 
 import dataclasses
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax.numpy as jnp
@@ -17,6 +18,8 @@ from ultrathink_jax.kernels.backends import ATTENTION, resolve_attention
 from ultrathink_jax.layers.linear import Projection
 from ultrathink_jax.layers.norm import RMSNorm
 from ultrathink_jax.layers.rope import rotate, rotation
+from ultrathink_jax.parallel.context import attention_over_context
+from ultrathink_jax.parallel.sharding import on_each_device
 from ultrathink_jax.types import Context
 
 
@@ -81,14 +84,22 @@ class Attention(nn.Module):
     if c.has_sinks:
       init = nn.with_logical_partitioning(nn.initializers.zeros, ("heads",))
       sinks = self.param("sinks", init, (c.num_heads,), jnp.float32)
-    positions, segments = context.positions, context.segment_ids
     if cache is None:
-      attend = ATTENTION[resolve_attention(c.backend, c.scoring, c.has_sinks, query.dtype, c.head_dim)]
-      out = attend(query, key, value, positions, positions, segments, segments, c.scoring, sinks)
+      attend = partial(_attend, c, resolve_attention(c.backend, c.scoring, c.has_sinks, query.dtype, c.head_dim))
+      queries, keys = (("batch", "length", heads, "head_dim") for heads in ("heads", "kv_heads"))
+      whole_rows, of_heads = ("batch", None), None if sinks is None else ("heads",)
+      in_axes = (queries, keys, keys, whole_rows, whole_rows, of_heads)
+      out = on_each_device(attend, in_axes, queries)(query, key, value, context.positions, context.segment_ids, sinks)
     else:
       out, cache = _attend_with_cache(query, key, value, context, cache, c.scoring, sinks)
     to_embed = Projection(x.shape[-1:], ("heads", "head_dim", "embed"), c.out_scale, c.bias == "all", name="out")
     return to_embed(out), cache, {}
+
+
+def _attend(config: AttentionConfig, backend: str, query, key, value, positions, segment_ids, sinks):
+  """Returns the output of the rows, heads and tokens that are here; positions and segment ids are of whole rows."""
+  kernel = lambda *arrays: ATTENTION[backend](*arrays[:-1], config.scoring, sinks, arrays[-1])
+  return attention_over_context(kernel, query, key, value, positions, segment_ids, config.scoring.window_tokens)
 
 
 def _attend_with_cache(query, key, value, context: Context, cache: KVCache, scoring: Scoring, sinks):

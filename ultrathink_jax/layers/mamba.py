@@ -1,11 +1,13 @@
 """The Mamba-2 mixer: projections, a short causal convolution, selective state spaces, a gated norm.
 
 Source: arXiv:2405.21060. The norm follows the gate and spans the inner width, or equal parts of it.
-Letters: B batch  T length  D embed  N heads  K groups  P head dim  Z state size  W convolution width.
+Letters: B batch  T length  D embed  N heads  K groups  P head dim  Z state size
+W convolution width  C channels.
 """
 
 import dataclasses
 import math
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -15,8 +17,12 @@ from jaxtyping import Array, Float, Int
 
 from ultrathink_jax.kernels.backends import SSD, resolve_ssd
 from ultrathink_jax.kernels.conv1d import conv1d
+from ultrathink_jax.kernels.ssd import is_document_start
 from ultrathink_jax.layers.linear import Projection
 from ultrathink_jax.layers.norm import RMSNorm
+from ultrathink_jax.parallel.context import state_before, with_left_border
+from ultrathink_jax.parallel.mesh import axis_size
+from ultrathink_jax.parallel.sharding import on_each_device
 from ultrathink_jax.types import Context
 
 _DT_RANGE = (1e-3, 1e-1)
@@ -76,23 +82,30 @@ def init_a_log(key: Array, shape: tuple[int, ...], dtype: Any) -> Array:
   return jnp.log(jax.random.uniform(key, shape, dtype, *_A_RANGE))
 
 
-class CausalConv(nn.Module):
+class Filter(NamedTuple):
+  """What a causal convolution multiplies its inputs by and adds, float32."""
+
+  kernel: Float[Array, "W C"]
+  bias: Float[Array, " C"] | None
+
+
+class CausalFilter(nn.Module):
+  """Returns the filter of `channels` streams, one of its own for each."""
+
   width: int
+  channels: int
   axis: str
   has_bias: bool
 
   @nn.compact
-  def __call__(
-    self, x: Float[Array, "B T D"], segment_ids: Int[Array, "B T"], state: Float[Array, "B W D"] | None
-  ) -> Float[Array, "B T D"]:
+  def __call__(self) -> Filter:
     uniform = nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform", in_axis=0, out_axis=(), batch_axis=1)
     init = nn.with_logical_partitioning(uniform, (None, self.axis))
-    kernel = self.param("kernel", init, (self.width, x.shape[-1]), jnp.float32)
-    y = conv1d(x, kernel.astype(x.dtype), segment_ids, state)
-    if self.has_bias:
-      zeros = nn.with_logical_partitioning(nn.initializers.zeros, (self.axis,))
-      y += self.param("bias", zeros, x.shape[-1:], jnp.float32).astype(x.dtype)
-    return jax.nn.silu(y)
+    kernel = self.param("kernel", init, (self.width, self.channels), jnp.float32)
+    if not self.has_bias:
+      return Filter(kernel, None)
+    zeros = nn.with_logical_partitioning(nn.initializers.zeros, (self.axis,))
+    return Filter(kernel, self.param("bias", zeros, (self.channels,), jnp.float32))
 
 
 class Mamba(nn.Module):
@@ -115,28 +128,19 @@ class Mamba(nn.Module):
       "b": inward("b", (K, Z), group_axes).reshape(B, T, K * Z),
       "c": inward("c", (K, Z), group_axes).reshape(B, T, K * Z),
     }
-    conv_axes = {"x": "heads", "b": "state", "c": "state"}
-    mixed = {
-      name: CausalConv(config.conv_width, conv_axes[name], config.has_conv_bias, name=f"conv_{name}")(
-        stream, context.segment_ids, None if cache is None else cache.conv[name]
-      )
-      for name, stream in streams.items()
+    filter_axes = {"x": "heads", "b": "state", "c": "state"}
+    filters = {
+      name: CausalFilter(config.conv_width, dim, filter_axes[name], config.has_conv_bias, name=f"conv_{name}")()
+      for name, dim in config.conv_dims.items()
     }
     per_head = lambda name, init: self.param(name, nn.with_logical_partitioning(init, ("heads",)), (N,), jnp.float32)
     dt = jnp.clip(jax.nn.softplus(dt + per_head("dt_bias", init_dt_bias)), *config.dt_limits)
     dt = jnp.where(context.segment_ids[..., None] != 0, dt, 0)
-    heads = mixed["x"].reshape(B, T, N, P)
-    y, state = SSD[resolve_ssd(config.backend)](
-      heads,
-      dt,
-      -jnp.exp(per_head("a_log", init_a_log)),
-      mixed["b"].reshape(B, T, K, Z),
-      mixed["c"].reshape(B, T, K, Z),
-      context.segment_ids,
-      None if cache is None else cache.state,
-      config.chunk_tokens,
-    )
-    y += heads * per_head("d", nn.initializers.ones).astype(x.dtype)[:, None]
+    a, d = -jnp.exp(per_head("a_log", init_a_log)), per_head("d", nn.initializers.ones)
+    if cache is None:
+      y = _mix_over_devices(config, streams, filters, dt, a, d, context.segment_ids)
+    else:
+      y, state = _mix(config, streams, filters, dt, a, d, context.segment_ids, cache)
     norm = RMSNorm(config.norm_epsilon, ("heads", "head_dim"), config.norm_groups, name="norm")
     y = norm(y * jax.nn.silu(gate))
     y = Projection((D,), ("heads", "head_dim", "embed"), config.out_scale, config.has_bias, name="out")(y)
@@ -145,6 +149,79 @@ class Mamba(nn.Module):
       conv = {name: _last_inputs(cache.conv[name], stream, num_tokens) for name, stream in streams.items()}
       cache = MambaCache(conv, state)
     return y, cache, {}
+
+
+def _mix(config: MambaConfig, streams, filters, dt, a, d, segment_ids, cache: MambaCache | None):
+  """Returns y [B, T, N, P] and the last state of the heads that are given."""
+  convolved = {
+    name: _convolve(stream, *filters[name], segment_ids, None if cache is None else cache.conv[name])
+    for name, stream in streams.items()
+  }
+  return _recur(config, convolved, dt, a, d, segment_ids, None if cache is None else cache.state)
+
+
+def _convolve(stream: Float[Array, "B T C"], kernel, bias, segment_ids, state) -> Float[Array, "B T C"]:
+  y = conv1d(stream, kernel.astype(stream.dtype), segment_ids, state)
+  return jax.nn.silu(y if bias is None else y + bias.astype(stream.dtype))
+
+
+def _recur(config: MambaConfig, streams, dt, a, d, segment_ids, state):
+  """Returns what is read of the recurrence, `d` times its input included, and its last state."""
+  split = lambda stream, dim: stream.reshape(*stream.shape[:2], -1, dim)
+  x = split(streams["x"], config.head_dim)
+  b, c = (split(streams[name], config.state_dim) for name in "bc")
+  y, last = SSD[resolve_ssd(config.backend)](x, dt, a, b, c, segment_ids, state, config.chunk_tokens)
+  return y + x * d.astype(x.dtype)[:, None], last
+
+
+def _mix_over_devices(config: MambaConfig, streams, filters, dt, a, d, segment_ids):
+  """Returns y with rows, heads and tokens split over the mesh.
+
+  Where there are fewer groups than devices over which heads are split, each device gets a copy of its group.
+  """
+  copies = axis_size("tensor") // config.num_groups
+  if copies > 1:
+    of_groups = lambda array: array.reshape(*array.shape[:-1], config.num_groups, config.state_dim)
+    copy = lambda array: jnp.repeat(of_groups(array), copies, axis=-2).reshape(*array.shape[:-1], -1)
+    streams, filters = (tree | {name: jax.tree.map(copy, tree[name]) for name in "bc"} for tree in (streams, filters))
+  channels = {"x": "heads", "b": "groups", "c": "groups"}
+  tokens = ("batch", "length")
+  in_axes = (
+    {name: (*tokens, axis) for name, axis in channels.items()},
+    {name: Filter((None, axis), (axis,) if config.has_conv_bias else None) for name, axis in channels.items()},
+    (*tokens, "heads"),
+    ("heads",),
+    ("heads",),
+    tokens,
+  )
+  return on_each_device(partial(_mix_over_context, config), in_axes, (*tokens, "heads", None))(
+    streams, filters, dt, a, d, segment_ids
+  )
+
+
+def _mix_over_context(config: MambaConfig, streams, filters, dt, a, d, segment_ids) -> Float[Array, "B T N P"]:
+  """Returns y of this device's tokens.
+
+  Convolutions read over the left border. The recurrence begins with a state of 0; once all shards know what they add to
+  the state and keep of it, y gets the share of the state that came in.
+  """
+  if axis_size("context") == 1:
+    return _mix(config, streams, filters, dt, a, d, segment_ids, None)[0]
+  border = config.conv_width - 1
+  joined = with_left_border(segment_ids, border)
+  convolved = {
+    name: _convolve(with_left_border(stream, border), *filters[name], joined, None)[:, border:]
+    for name, stream in streams.items()
+  }
+  y, added = _recur(config, convolved, dt, a, d, segment_ids, None)
+  starts = is_document_start(with_left_border(segment_ids, 1))[:, 1:]
+  is_continued = jnp.cumsum(starts, axis=1)[..., None] == 0
+  left = jnp.where(is_continued, jnp.exp(jnp.cumsum(dt * a, axis=1)), 0)  # of the state that came in, after each token
+  state = state_before(added, left[:, -1])
+  c = convolved["c"].reshape(*y.shape[:2], -1, config.state_dim)
+  state = state.astype(y.dtype).reshape(state.shape[0], c.shape[2], -1, *state.shape[2:])
+  carried = jnp.einsum("btkz,bkgpz->btkgp", c, state, preferred_element_type=left.dtype)
+  return (y + left[..., None] * carried.reshape(y.shape)).astype(y.dtype)
 
 
 def _last_inputs(before: Float[Array, "B W D"], x: Float[Array, "B T D"], num_tokens: Int[Array, " B"]) -> Array:

@@ -6,7 +6,7 @@ Letters: B batch  T length  D embed  E experts  K choices of a token  F expert w
 """
 
 import dataclasses
-import math
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -18,6 +18,7 @@ from ultrathink_jax.kernels.backends import EXPERTS, resolve_experts
 from ultrathink_jax.layers.linear import ExpertBank, Projection
 from ultrathink_jax.layers.mlp import Mlp, MlpConfig
 from ultrathink_jax.layers.router import Logits, RouterConfig, Routing, bias_step, draw_noise, route, routing_losses
+from ultrathink_jax.parallel.experts import experts_over_mesh
 from ultrathink_jax.types import Context
 
 
@@ -28,6 +29,8 @@ class MoeConfig:
   shared_dim: int  # width of the expert that every token passes; 0: none
   activation: str
   capacity_factor: float  # rows an expert takes / its even share; 0: no limit
+  buffer_factor: float  # expert axis, without a capacity: rows a device takes from another / an even share
+  chunks: int  # expert axis: parts of a device's tokens that are exchanged one by one
   router: RouterConfig
   backend: str
   out_scale: float  # of the output projections' initial deviation
@@ -42,11 +45,11 @@ class Moe(nn.Module):
   ) -> tuple[Float[Array, "B T D"], None, dict[str, Array]]:
     """Returns the experts' weighted sum and aux: losses [B], load [E] (choices), dropped [], and router_bias [] if any.
 
-    The losses and the load are those of `routing_losses`; router_bias is `bias_step`.
+    The losses and the load are those of `routing_losses`; router_bias is `bias_step`. A capacity is a share of the
+    whole batch on one device, and on a mesh of the tokens of each device: GShard's groups.
     """
     c = self.config
-    B, T, D = x.shape
-    E, K, F = c.num_experts, c.router.experts_per_token, c.expert_dim
+    E, D, F = c.num_experts, x.shape[-1], c.expert_dim
     is_token = context.segment_ids != 0
     bias = None
     if c.router.has_bias:
@@ -54,18 +57,18 @@ class Moe(nn.Module):
       bias = self.param("router_bias", init, (E,), jnp.float32)
     routing = self._route(x, context, bias)
     bank = lambda name, axes, dims, scale=1.0: ExpertBank(E, *dims, ("expert", *axes), scale, name=name)()
-    capacity = min(B * T, math.ceil(c.capacity_factor * B * T * K / E)) if c.capacity_factor else None
-    y, is_computed = EXPERTS[resolve_experts(c.backend, c.capacity_factor or None)](
-      x.reshape(B * T, D),
-      jnp.where(is_token[..., None], routing.choices, E).reshape(B * T, K),
-      routing.gates.reshape(B * T, K),
+    y, is_computed = experts_over_mesh(
+      partial(EXPERTS[resolve_experts(c.backend, c.capacity_factor or None)], activation=c.activation),
+      x,
+      jnp.where(is_token[..., None], routing.choices, E),
+      routing.gates,
       bank("gate", ("embed", "mlp"), (D, F)) if ACTIVATIONS[c.activation].is_gated else None,
       bank("up", ("embed", "mlp"), (D, F)),
       bank("down", ("mlp", "embed"), (F, D), c.out_scale),
-      capacity,
-      c.activation,
+      capacity_factor=c.capacity_factor,
+      buffer_factor=c.buffer_factor,
+      chunks=c.chunks,
     )
-    y = y.reshape(B, T, D)
     if c.shared_dim:
       y += Mlp(MlpConfig(c.shared_dim, c.activation, False, c.out_scale), name="shared")(x, context, None)[0]
     aux = routing_losses(routing, is_token, E)

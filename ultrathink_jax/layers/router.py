@@ -21,6 +21,9 @@ from jaxtyping import Array, Bool, Float, Int, Key
 _BIAS_GRADIENT = 2.0**-64
 
 
+ROW_LOSSES = ("load_balance", "router_z", "router_importance", "router_entropy")  # one value a row of the batch
+
+
 @dataclasses.dataclass(frozen=True)
 class RouterConfig:
   name: str  # of ROUTERS
@@ -152,9 +155,8 @@ def routing_losses(routing: Routing, is_token: Bool[Array, "B T"], num_experts: 
   load = jnp.sum(jax.nn.one_hot(routing.choices, num_experts) * token[..., None, None], axis=(1, 2))
   losses = [_level_losses(level, load, token) for level in routing.levels]
   zero = jnp.zeros(load.shape[0])
-  names = ("load_balance", "router_z", "router_importance", "router_entropy")
-  means = [sum(values, zero) / len(losses) for values in zip(*losses, strict=True)] if losses else [zero] * len(names)
-  return dict(zip(names, means, strict=True)) | {"load": load.sum(axis=0)}
+  means = [sum(values, zero) / len(losses) for values in zip(*losses, strict=True)] if losses else [zero] * len(ROW_LOSSES)
+  return dict(zip(ROW_LOSSES, means, strict=True)) | {"load": load.sum(axis=0)}
 
 
 def _level_losses(

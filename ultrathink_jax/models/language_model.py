@@ -9,16 +9,17 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
-from jaxtyping import Array, Int, Key
+from jaxtyping import Array, Float, Int, Key
 
 from ultrathink_jax.config import ModelConfig
-from ultrathink_jax.kernels.cross_entropy import soft_cap
 from ultrathink_jax.kernels.materialize import materialized
+from ultrathink_jax.kernels.soft_cap import soft_cap
 from ultrathink_jax.layers.linear import Embedding, Unembedding
 from ultrathink_jax.layers.norm import RMSNorm
 from ultrathink_jax.layers.rope import rotation
-from ultrathink_jax.models.layer import MIXERS, Period, groups, layer_names
-from ultrathink_jax.parallel.devices import scan_unroll
+from ultrathink_jax.models.layer import MIXERS, groups, layer_names
+from ultrathink_jax.models.stack import pipelined, rounds_of, scanned
+from ultrathink_jax.parallel.mesh import axis_size, without_mesh
 from ultrathink_jax.parallel.sharding import constrain
 from ultrathink_jax.types import Context, Output, Parameters
 
@@ -41,43 +42,49 @@ class LanguageModel(nn.Module):
     if config.embedding_multiplier != 1:
       x *= config.embedding_multiplier
     x = constrain(x, ("batch", "length", None))
-    if config.tie_embeddings:
-      unembedding = table.T
-    else:
+    unembedding = table
+    if not config.tie_embeddings:
       unembedding = Unembedding(config.vocab_size, config.embed_dim, name="unembedding")()
     if config.position == "rope":  # once for all layers
       turn = materialized(lambda positions: rotation(positions, config.head_dim, config.rope), context.positions)
       context = context._replace(rotation=turn)
     new_cache, aux, taps = {}, {}, {}
-    for index, group in enumerate(groups(config)):
-      name = f"group_{index}"
-      period = Period
-      if config.remat == "full" and cache is None:
-        period = nn.remat(Period, prevent_cse=False)
-      stack = nn.scan(
-        period,
-        variable_axes={"params": 0},
-        split_rngs={"params": True, "router": True},
-        in_axes=(0, nn.broadcast),
-        length=group.repeats,
-        unroll=min(group.repeats, config.unroll or scan_unroll(group.repeats)),
-        metadata_params={nn.PARTITION_NAME: "layers"},
-      )(group.letters, config, name=name)
-      x, (new_cache[name], group_aux, group_taps) = stack(x, None if cache is None else cache[name], context)
-      x = constrain(x, ("batch", "length", None))
-      aux |= {f"{name}/{layer}": values for layer, values in group_aux.items()}
-      taps |= {f"{name}/{layer}": tap for layer, tap in group_taps.items()}
+    if axis_size("pipe") > 1 and cache is None:
+      x, aux = self._pass_through_stages(x, context)
+    else:
+      for index, group in enumerate(groups(config)):
+        name = f"group_{index}"
+        stack = scanned(group, config, is_recomputed=config.remat != "none" and cache is None, name=name)
+        x, (new_cache[name], group_aux, group_taps) = stack(x, None if cache is None else cache[name], context)
+        x = constrain(x, ("batch", "length", None))
+        aux |= {f"{name}/{layer}": values for layer, values in group_aux.items()}
+        taps |= {f"{name}/{layer}": tap for layer, tap in group_taps.items()}
     hidden = RMSNorm(config.norm_epsilon, name="final_norm")(x)
     if config.logits_multiplier != 1:
       hidden *= config.logits_multiplier
     cap = config.logits_soft_cap or None
     return Output(hidden, unembedding, cap, None if cache is None else new_cache, aux, taps)
 
+  def _pass_through_stages(self, x: Float[Array, "B T D"], context: Context) -> tuple[Array, dict[str, Any]]:
+    """Returns x after all groups and their aux values; there are no taps in a pipeline."""
+    all_groups, aux = groups(self.config), {}
+    for numbers in rounds_of(all_groups):
+      params = [self.variables["params"][f"group_{number}"] for number in numbers]
+      key = None if context.router_noise is None else self.make_rng("router")
+      x, of_rounds = pipelined(all_groups[numbers[0]], self.config, params, x, context, key)
+      x = constrain(x, ("batch", "length", None))
+      for number, values in zip(numbers, of_rounds, strict=True):
+        aux |= {f"group_{number}/{layer}": value for layer, value in values.items()}
+    return x, aux
+
 
 def inference_config(config: ModelConfig) -> ModelConfig:
   """Returns the model as it runs outside training: every token reaches all its experts, nothing is recomputed."""
   backend = "auto" if config.experts_backend == "capacity" else config.experts_backend
-  return dataclasses.replace(config, capacity_factor=0.0, experts_backend=backend, remat="none")
+  enough = float(config.num_experts)  # no expert axis is longer, so that no row can be one too many
+  return dataclasses.replace(
+    config, capacity_factor=0.0, expert_buffer_factor=enough, experts_backend=backend, remat="none"
+  )
 
 
 def init_cache(config: ModelConfig, batch_size: int, length: int) -> Any:
@@ -114,11 +121,12 @@ def parameter_axes(config: ModelConfig) -> Any:
 
 def _init_boxed(config: ModelConfig, key: Key[Array, ""]) -> Any:
   tokens = jnp.zeros((1, 8), jnp.int32)
-  return LanguageModel(config).init(key, tokens, single_documents(tokens))["params"]
+  with without_mesh():  # over which so small a batch does not divide
+    return LanguageModel(config).init(key, tokens, single_documents(tokens))["params"]
 
 
 def logits(output: Output) -> Array:
   """Returns float32 [B, T, V]; for prompts and tests, training never holds them."""
-  kernel = output.unembedding.astype(output.hidden.dtype)
-  scores = jnp.einsum("btd,dv->btv", output.hidden, kernel, preferred_element_type=jnp.float32)
+  table = output.unembedding.astype(output.hidden.dtype)
+  scores = jnp.einsum("btd,vd->btv", output.hidden, table, preferred_element_type=jnp.float32)
   return soft_cap(scores, output.soft_cap)

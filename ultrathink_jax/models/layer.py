@@ -5,6 +5,7 @@ from typing import Any, NamedTuple
 
 import jax
 from flax import linen as nn
+from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Float
 
 from ultrathink_jax import patterns
@@ -18,6 +19,9 @@ from ultrathink_jax.layers.moe import Moe, MoeConfig
 from ultrathink_jax.layers.norm import RMSNorm
 from ultrathink_jax.layers.router import RouterConfig
 from ultrathink_jax.types import Context
+
+
+LAYER_OUTPUT = "layer_output"  # what a layer adds to the residual stream, by which remat policies know it
 
 
 def groups(model: ModelConfig) -> tuple[patterns.Group, ...]:
@@ -81,6 +85,8 @@ def _moe(model: ModelConfig) -> MoeConfig:
     shared_dim=model.shared_expert_dim,
     activation=model.mlp_activation,
     capacity_factor=model.capacity_factor,
+    buffer_factor=model.expert_buffer_factor,
+    chunks=model.expert_chunks,
     router=RouterConfig(
       name=model.router,
       experts_per_token=model.experts_per_token,
@@ -153,7 +159,7 @@ class Layer(nn.Module):
       y, cache, aux = mixer.module(self.model).copy(name="mixer")(normed, context, cache)
     if self.model.residual_multiplier != 1:
       y *= self.model.residual_multiplier
-    return x + y, cache, aux
+    return x + checkpoint_name(y, LAYER_OUTPUT), cache, aux
 
 
 class Period(nn.Module):

@@ -8,6 +8,9 @@ from pathlib import Path
 import jax
 import psutil
 
+from ultrathink_jax.parallel.processes import num_on_this_machine
+from ultrathink_jax.platform import target_platform
+
 
 @dataclasses.dataclass(frozen=True)
 class Devices:
@@ -20,15 +23,14 @@ class Devices:
 
 
 def describe_devices() -> Devices:
-  """Returns what jax.devices() are. Virtual CPU devices share the memory of the machine evenly."""
-  devices = jax.devices()
-  first = devices[0]
+  """Returns what the devices of all processes are. Virtual CPU devices share the memory of their machine evenly."""
+  first = jax.local_devices()[0]
   stats = first.memory_stats() if first.platform != "cpu" else None
   if stats and "bytes_limit" in stats:
     memory_bytes = stats["bytes_limit"] - stats.get("bytes_in_use", 0)
   else:
-    memory_bytes = psutil.virtual_memory().available // max(1, len(jax.local_devices()))
-  return Devices(first.platform, first.device_kind, len(devices), memory_bytes)
+    memory_bytes = psutil.virtual_memory().available // (len(jax.local_devices()) * num_on_this_machine())
+  return Devices(first.platform, first.device_kind, jax.device_count(), memory_bytes)
 
 
 def peak_memory_bytes() -> int:
@@ -64,8 +66,11 @@ def compiler_options(dtype: str) -> dict[str, bool | str]:
   On CPU: maxima that need not carry NaN (sums still do), and XLA's own loops and float32 matrix products instead of
   YNNPACK fusions, whose products took twice as long inside a step and whose sums over a middle dim of six-dimensional
   arrays dominated it. bfloat16 products are YNNPACK's: nothing else reaches the processor's matrix units.
+  On TPU: exchanges of experts' rows that run beside products.
   """
-  if jax.default_backend() != "cpu":
+  if target_platform() == "tpu":
+    return {"xla_tpu_enable_async_all_to_all": "true"}
+  if target_platform() != "cpu":
     return {}
   fusions = "LIBRARY_FUSION_TYPE_INDIVIDUAL_DOT" if dtype == "bfloat16" else ""
   return {"xla_cpu_experimental_ynn_fusion_type": fusions, "xla_cpu_enable_fast_min_max": True}
@@ -73,4 +78,4 @@ def compiler_options(dtype: str) -> dict[str, bool | str]:
 
 def scan_unroll(repeats: int) -> int:
   """Returns how many periods to write out per scan iteration: a CPU loses a fifth to the loop, others compile less."""
-  return repeats if jax.default_backend() == "cpu" else 1
+  return repeats if target_platform() == "cpu" else 1

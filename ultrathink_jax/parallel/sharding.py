@@ -1,5 +1,6 @@
 """Where each logical axis of an array lies on the mesh: one table, read by parameters and activations alike."""
 
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -16,6 +17,7 @@ RULES: dict[str, tuple[str, ...] | str | None] = {
   "heads": "tensor",
   "kv_heads": "tensor",
   "head_dim": None,
+  "groups": "tensor",
   "mlp": "tensor",
   "expert": "expert",
   "vocab": "tensor",
@@ -24,9 +26,10 @@ RULES: dict[str, tuple[str, ...] | str | None] = {
 }
 
 
-def partition_spec(axes: tuple[str | None, ...]) -> PartitionSpec:
+def partition_spec(axes: tuple[str | None, ...], is_over_fsdp: bool = True) -> PartitionSpec:
   """Returns the mesh axes of logical `axes`; an unknown name raises KeyError."""
-  return PartitionSpec(*(None if axis is None else RULES[axis] for axis in axes))
+  spec = [None if axis is None else RULES[axis] for axis in axes]
+  return PartitionSpec(*(None if name == "fsdp" and not is_over_fsdp else name for name in spec))
 
 
 def constrain(x: Array, axes: tuple[str | None, ...]) -> Array:
@@ -36,16 +39,41 @@ def constrain(x: Array, axes: tuple[str | None, ...]) -> Array:
   return jax.lax.with_sharding_constraint(x, partition_spec(axes))
 
 
-def tree_shardings(mesh: Mesh, axes: Any) -> Any:
+def on_each_device(function: Callable[..., Any], in_axes: Any, out_axes: Any) -> Callable[..., Any]:
+  """Returns `function` as run by every device on its own part of the arguments, whose logical axes are given.
+
+  Inside, every mesh axis is manual: sizes are those of the parts, and devices meet only in collectives that `function`
+  calls. Without a mesh of several devices it is `function`. None stands for an argument, or a result, that is None.
+  """
+  mesh = jax.sharding.get_abstract_mesh()
+  if mesh.empty or mesh.size == 1:
+    return function
+  specs = lambda tree: jax.tree.map(partition_spec, tree, is_leaf=_is_axes)
+  return jax.shard_map(function, in_specs=specs(in_axes), out_specs=specs(out_axes), check_vma=False)
+
+
+def _is_axes(leaf: Any) -> bool:
+  return isinstance(leaf, tuple) and not hasattr(leaf, "_fields") and all(n is None or isinstance(n, str) for n in leaf)
+
+
+def tree_shardings(mesh: Mesh, axes: Any, is_over_fsdp: bool = True) -> Any:
   """Returns the sharding of every leaf of a tree of logical axis tuples."""
-  is_axes = lambda leaf: isinstance(leaf, tuple) and all(name is None or isinstance(name, str) for name in leaf)
-  return jax.tree.map(lambda names: NamedSharding(mesh, partition_spec(names)), axes, is_leaf=is_axes)
+  lay = lambda names: NamedSharding(mesh, partition_spec(names, is_over_fsdp))
+  return jax.tree.map(lay, axes, is_leaf=_is_axes)
+
+
+def constrain_tree(tree: Any, axes: Any, is_over_fsdp: bool) -> Any:
+  """Returns the tree laid out by the logical axes of each leaf on the mesh set with jax.set_mesh; without one, as is."""
+  if jax.sharding.get_abstract_mesh().empty:
+    return tree
+  lay = lambda names, x: jax.lax.with_sharding_constraint(x, partition_spec(names, is_over_fsdp))
+  return jax.tree.map(lay, axes, tree, is_leaf=_is_axes)
 
 
 def optimizer_shardings(
   mesh: Mesh, optimizer: optax.GradientTransformation, opt_state: Any, param_shardings: Any
 ) -> Any:
-  """Returns shardings for an optimizer state (or its shapes): moments lie like their parameters, counts everywhere.
+  """Returns shardings for an optimizer state (or its shapes): moments lie like `param_shardings`, counts everywhere.
 
   Without this `jax.jit(optimizer.init)` would replicate the moments on every device.
   """

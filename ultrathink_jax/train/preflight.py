@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -41,16 +42,19 @@ def memory_need(config: Config, recipe: Recipe, state: TrainState, shardings: Tr
   """Returns what a train step needs on each device, for the shapes `state` laid out by `shardings`.
 
   Activations are the residuals that the traced backward pass keeps, what it recomputes inside the largest period, and
-  the logits of one chunk of the loss. Sharding over the tensor axis is not counted in their favour.
+  the logits of one chunk of the loss; a device has its share of the length and of the stages. Sharding over the tensor
+  axis is not counted in their favour. What rests in host memory counts as nothing.
   """
   parameters = _bytes_on_device(state.params, shardings.params)
+  moments = _bytes_on_device(state.opt_state, shardings.opt_state)
+  gradients = moments // 2 if config.mesh.zero == 2 else parameters
   accumulation = config.train.accumulation_steps
   rows = max(1, config.train.batch_size // accumulation // _batch_ways(shardings))
   return MemoryNeed(
     parameters,
-    _bytes_on_device(state.opt_state, shardings.opt_state),
-    parameters * (2 if accumulation > 1 else 1),
-    _activation_bytes(config, recipe, state.params, rows),
+    0 if config.optimizer.offload else moments,
+    gradients * (2 if accumulation > 1 else 1),
+    _activation_bytes(config, recipe, state.params, rows, shardings.step.mesh.shape),
   )
 
 
@@ -66,7 +70,7 @@ def require_fit(
   have = int(devices.memory_bytes * _USABLE)
   if need.total <= have:
     return need
-  advice = _what_fits(config, recipe, state, need, have, _batch_ways(shardings))
+  advice = _what_fits(config, recipe, state, need, have, shardings)
   raise ConfigError(
     f"a train step needs {_gib(need.total)} per device (parameters {_gib(need.parameters)}, optimizer "
     f"{_gib(need.optimizer)}, gradients {_gib(need.gradients)}, activations {_gib(need.activations)}) and "
@@ -79,12 +83,15 @@ def _batch_ways(shardings: TrainState) -> int:
   return math.prod(shardings.step.mesh.shape[axis] for axis in BATCH_AXES)
 
 
-def _what_fits(config: Config, recipe: Recipe, state: TrainState, need: MemoryNeed, have: int, batch_ways: int) -> str:
+def _what_fits(
+  config: Config, recipe: Recipe, state: TrainState, need: MemoryNeed, have: int, shardings: TrainState
+) -> str:
   """Returns the smallest change that makes the run fit: more accumulation, then remat, then devices."""
+  batch_ways, axes = _batch_ways(shardings), shardings.step.mesh.shape
   batch_size = config.train.batch_size
   recomputing = dataclasses.replace(config, model=dataclasses.replace(config.model, remat="full"))
   for changed, flag in ((config, ""), (recomputing, " --config.model.remat=full")):
-    one_row = _activation_bytes(changed, recipe, state.params, 1)
+    one_row = _activation_bytes(changed, recipe, state.params, 1, axes)
     rows = (have - need.optimizer - 3 * need.parameters) // one_row
     steps = [k for k in range(1, batch_size + 1) if batch_size % (k * batch_ways) == 0]
     steps = [k for k in steps if batch_size // (k * batch_ways) <= rows]
@@ -100,15 +107,19 @@ def _what_fits(config: Config, recipe: Recipe, state: TrainState, need: MemoryNe
   )
 
 
-def _activation_bytes(config: Config, recipe: Recipe, params: Any, rows: int) -> int:
+def _activation_bytes(config: Config, recipe: Recipe, params: Any, rows: int, axes: Mapping[str, int]) -> int:
+  if config.model.remat == "offload":  # on the device remains what full keeps
+    config = dataclasses.replace(config, model=dataclasses.replace(config.model, remat="full"))
   length = config.train.sequence_length
   shape = jax.ShapeDtypeStruct((rows, length), jnp.int32)
   batch = Batch(shape, shape, jax.ShapeDtypeStruct((rows, length), jnp.float32), Context(shape, shape))
   step, key = jax.ShapeDtypeStruct((), jnp.int32), jax.eval_shape(lambda: jax.random.key(0))
   kept = _residual_bytes(lambda p, b, s, k: recipe.loss(p, None, b, s, k)[0], params, batch, step, key)
-  if config.model.remat == "full":
+  kept //= axes["pipe"]
+  if config.model.remat != "none":
     kept += max(_period_bytes(config.model, group.letters, batch) for group in groups(config.model))
-  return kept + 8 * rows * config.model.vocab_size * chunk_length(rows, length, config.model.vocab_size)
+  logits = 8 * rows * config.model.vocab_size * chunk_length(rows, length, config.model.vocab_size)
+  return (kept + logits) // axes["context"]
 
 
 def _period_bytes(model: ModelConfig, letters: str, batch: Batch) -> int:

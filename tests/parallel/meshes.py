@@ -1,0 +1,71 @@
+"""Runs of a tiny model on a mesh of virtual devices, for tests that compare meshes."""
+
+import dataclasses
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import NamedSharding, PartitionSpec
+
+from tests.conftest import packed_context, tiny_config, tiny_model
+from ultrathink_jax.parallel.devices import Devices
+from ultrathink_jax.parallel.mesh import BATCH_AXES
+from ultrathink_jax.recipes.pretrain import make_pretrain
+from ultrathink_jax.train import loop
+from ultrathink_jax.train.state import make_init
+from ultrathink_jax.types import Batch
+
+ROWS, LENGTH = 8, 32
+
+
+class Run(NamedTuple):
+  """What a run came to: its losses and gradient norms, its first gradients, and the bytes device 0 holds of its state."""
+
+  losses: np.ndarray
+  norms: np.ndarray
+  gradients: Any
+  state_bytes: int
+  step: Any
+
+
+def tiny_run_config(mesh: dict[str, int], model: dict[str, Any], **sections: dict[str, Any]):
+  """Returns the configuration of a run on 8 rows of 32 tokens."""
+  sections["train"] = {"batch_size": ROWS, "sequence_length": LENGTH} | sections.get("train", {})
+  sections["optimizer"] = {"warmup_steps": 0} | sections.get("optimizer", {})
+  config = tiny_config(mesh={"data": 1} | mesh, **sections)
+  model = {"unroll": 1, "experts_backend": "sorted", "expert_buffer_factor": 8.0} | model
+  return dataclasses.replace(config, model=tiny_model(**model))
+
+
+def run(mesh: dict[str, int], model: dict[str, Any], steps: int, **sections: dict[str, Any]) -> Run:
+  """Returns what `steps` steps on one packed batch come to on a mesh of as many devices as it names."""
+  config = tiny_run_config(mesh, model, **sections)
+  recipe = make_pretrain(config)
+  devices = jax.devices()[: int(np.prod(list(config.mesh.axes.values()))) * config.mesh.slices]
+  plan = loop.make_plan(config, recipe, Devices("cpu", "cpu", len(devices), 2**40), devices)
+  rows = config.train.batch_size
+  tokens = jax.random.randint(jax.random.key(1), (rows, LENGTH), 0, config.model.vocab_size)
+  context = packed_context(19, 10, -3, batch=rows)
+  weights = (context.segment_ids != 0).astype(jnp.float32)
+  batch = Batch(tokens, jnp.roll(tokens, -1, 1), weights, context)
+  with jax.set_mesh(plan.mesh):
+    batch = jax.device_put(batch, NamedSharding(plan.mesh, PartitionSpec(BATCH_AXES, "context")))
+    state, _ = jax.jit(make_init(recipe, plan.optimizer, 0), out_shardings=(plan.shardings, None))()
+    held = sum(leaf.addressable_shards[0].data.nbytes for leaf in jax.tree.leaves(state))
+    train_step = loop.step_function(config, recipe, plan)
+
+    def step_and_gradients(state, batch):  # one program: the gradients are the same computation, done once
+      key = jax.random.fold_in(jax.random.key(config.train.seed), state.step)
+      gradients = jax.grad(recipe.loss, has_aux=True)(state.params, None, batch, state.step, key)[0]
+      return *train_step(state, None, batch), gradients
+
+    layout = (plan.shardings, None, plan.shardings.params)
+    step = jax.jit(step_and_gradients, out_shardings=layout).lower(state, batch).compile()
+    losses, norms, first = [], [], None
+    for _ in range(steps):
+      state, metrics, gradients = step(state, batch)
+      losses.append(float(metrics["loss/total"] / metrics["weight"]))
+      norms.append(float(metrics["grad_norm"]))
+      first = jax.device_get(gradients) if first is None else first
+  return Run(np.array(losses), np.array(norms), first, held, step)

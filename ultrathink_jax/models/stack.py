@@ -1,0 +1,117 @@
+"""A group of layers as one scan over its periods, or, on a mesh with stages, as a pipeline of them.
+
+Letters: B batch  T length  D embed  R repeats of a period  M micro-batches  k periods of a stage.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+from jaxtyping import Array, Float, Key
+
+from ultrathink_jax.config import ModelConfig
+from ultrathink_jax.layers.linear import PROJECTED
+from ultrathink_jax.layers.router import ROW_LOSSES
+from ultrathink_jax.models.layer import LAYER_OUTPUT, Period
+from ultrathink_jax.parallel.devices import scan_unroll
+from ultrathink_jax.parallel.mesh import BATCH_AXES, axis_size
+from ultrathink_jax.parallel.pipeline import join, pipeline
+from ultrathink_jax.patterns import Group
+from ultrathink_jax.types import Context
+
+_policies = jax.checkpoint_policies
+# What the backward pass finds of a period's forward pass beside its input; the rest it computes again.
+REMAT: dict[str, Callable[..., Any] | None] = {
+  "full": None,
+  "named": _policies.save_only_these_names(LAYER_OUTPUT),
+  "dots": _policies.save_only_these_names(LAYER_OUTPUT, PROJECTED),
+  "offload": _policies.save_and_offload_only_these_names(
+    names_which_can_be_saved=[],
+    names_which_can_be_offloaded=[LAYER_OUTPUT],
+    offload_src="device",
+    offload_dst="pinned_host",
+  ),
+}
+
+
+def scanned(group: Group, config: ModelConfig, is_recomputed: bool, name: str) -> nn.Module:
+  """Returns the module (x, caches, context) -> (x, (caches, aux, taps)) of a group, one period after another."""
+  period = nn.remat(Period, prevent_cse=False, policy=REMAT[config.remat]) if is_recomputed else Period
+  stack = nn.scan(
+    period,
+    variable_axes={"params": 0},
+    split_rngs={"params": True, "router": True},
+    in_axes=(0, nn.broadcast),
+    length=group.repeats,
+    unroll=min(group.repeats, config.unroll or scan_unroll(group.repeats)),
+    metadata_params={nn.PARTITION_NAME: "layers"},
+  )
+  return stack(group.letters, config, name=name)
+
+
+def num_micro_batches(config: ModelConfig, batch_size: int, ways: int) -> int:
+  """Returns into how many parts stages split `batch_size` rows that lie over `ways` devices."""
+  return config.pipe_micro_batches or max(1, batch_size // ways)
+
+
+def rounds_of(groups: Sequence[Group]) -> list[list[int]]:
+  """Returns the numbers of the groups that pass through the stages as rounds of one pipeline: equal ones in a row."""
+  runs: list[list[int]] = []
+  for number, group in enumerate(groups):
+    if runs and groups[runs[-1][-1]] == group:
+      runs[-1].append(number)
+    else:
+      runs.append([number])
+  return runs
+
+
+def pipelined(
+  group: Group,
+  config: ModelConfig,
+  rounds: Sequence[Any],
+  x: Float[Array, "B T D"],
+  context: Context,
+  key: Key[Array, ""] | None,
+) -> tuple[Float[Array, "B T D"], list[dict[str, Any]]]:
+  """Returns x after the groups whose parameters are `rounds`, and the aux values of each, as a scan gives them.
+
+  Noise on routers is drawn for each micro-batch by itself.
+  """
+  ways = math.prod(axis_size(axis) for axis in BATCH_AXES)
+  micro_batches = num_micro_batches(config, x.shape[0], ways)
+  noise = context.router_noise
+  period = Period(group.letters, config)
+
+  def run_period(x: Array, inputs: tuple[Any, Any, Key[Array, ""]]) -> tuple[Array, Any]:
+    params, rows, key = inputs
+    rngs = {} if noise is None else {"router": key}
+    x, (_, aux, _) = period.apply({"params": params}, x, None, rows._replace(router_noise=noise), rngs=rngs)
+    return x, aux
+
+  if config.remat != "none":
+    run_period = jax.checkpoint(run_period, prevent_cse=False, policy=REMAT[config.remat])
+
+  def stage(params: Any, x: Array, rows: Context, key: Key[Array, ""]) -> tuple[Array, Any]:
+    num_periods = jax.tree.leaves(params)[0].shape[0]
+    keys = jax.random.split(key, num_periods)
+    return jax.lax.scan(lambda x, each: run_period(x, (each[0], rows, each[1])), x, (params, keys))
+
+  if len(rounds) > 1 and micro_batches < axis_size("pipe"):  # stage 0 would wait for the last one: no round saves time
+    aux = []
+    for number, params in enumerate(rounds):
+      one_key = None if key is None else jax.random.fold_in(key, number)
+      x, one = pipelined(group, config, [params], x, context, one_key)
+      aux += one
+    return x, aux
+  rows = context._replace(router_noise=None)
+  x, aux = pipeline(stage, rounds, x, rows, micro_batches, jax.random.key(0) if key is None else key)
+  return x, [{layer: _whole_batch(values) for layer, values in one.items()} for one in aux]
+
+
+def _whole_batch(values: dict[str, Array]) -> dict[str, Array]:
+  """Returns the aux values [R, M, ...] of a layer as they are for a whole batch: rows side by side, counts summed."""
+  rows = lambda array: jax.vmap(join)(array)
+  return {name: rows(value) if name in ROW_LOSSES else jnp.sum(value, axis=1) for name, value in values.items()}
