@@ -135,15 +135,19 @@ def _load_workdir(workdir: Path, step: int | None) -> Model:
   return Model(config.model, params, load_tokenizer(workdir / DATA_DIRECTORY / "tokenizer"), config.generate, step)
 
 
-def restore_params(workdir: Path, model: ModelConfig, step: int | None = None) -> tuple[Parameters, int]:
-  """Returns parameters on this process's first device and their step, the newest unless given."""
+def restore_params(
+  workdir: Path, model: ModelConfig, step: int | None = None, shardings: Any = None
+) -> tuple[Parameters, int]:
+  """Returns parameters and their step, the newest unless given; by default on this process's first device."""
   with Checkpoints(workdir / "checkpoints") as checkpoints:
     step = checkpoints.latest_step() if step is None else step
     if step is None:
       raise CheckpointError(f"{workdir / 'checkpoints'} holds no finished checkpoint; train first")
     shapes = jax.eval_shape(lambda: init_params(model, jax.random.key(0)))
-    device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
-    return checkpoints.restore_params(step, shapes_on(shapes, jax.tree.map(lambda _: device, shapes))), step
+    if shardings is None:
+      device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+      shardings = jax.tree.map(lambda _: device, shapes)
+    return checkpoints.restore_params(step, shapes_on(shapes, shardings)), step
 
 
 @partial(jax.jit, static_argnums=0)

@@ -1,5 +1,8 @@
 """Errors a user can cause, each with the exit code that tells a scheduler what to do next."""
 
+import sys
+import traceback
+
 
 class UserError(ValueError):
   """A mistake or a fault outside the program: one line for the user, no traceback."""
@@ -31,4 +34,29 @@ class NumericsError(UserError):
   exit_code = 5
 
 
+class PeerError(UserError):
+  """Another process of the run that is lost, hangs or cannot be reached."""
+
+  exit_code = 6
+
+
 INTERRUPTED_EXIT_CODE = 130
+
+
+def report(error: BaseException, with_traceback: bool) -> int:
+  """Returns the exit code of an error that ends the program, after it is printed: one line if a user can cause it."""
+  if with_traceback or not isinstance(error, (UserError, KeyboardInterrupt)):
+    traceback.print_exception(error)
+  if isinstance(error, (UserError, KeyboardInterrupt)):
+    print(f"{describe(error)}\n", end="", file=sys.stderr)  # in one write, as other threads may print too
+  if isinstance(error, KeyboardInterrupt):
+    return INTERRUPTED_EXIT_CODE
+  return error.exit_code if isinstance(error, UserError) else 1
+
+
+def describe(error: BaseException) -> str:
+  """Returns an error as one line."""
+  if isinstance(error, KeyboardInterrupt):
+    return "interrupted: the same command resumes from the last checkpoint"
+  words = " ".join(str(error).split())
+  return f"error: {words}" if isinstance(error, UserError) else f"{type(error).__name__}: {words}"

@@ -8,18 +8,18 @@ Heavy imports wait until the command line is known to be right.
 import os
 import re
 import sys
-import traceback
 from importlib import import_module
 from pathlib import Path
+from typing import Any
 
 from absl import flags
 from ml_collections import config_flags
 
 from ultrathink_jax.config import Config, from_mapping
-from ultrathink_jax.errors import INTERRUPTED_EXIT_CODE, ConfigError, UserError
+from ultrathink_jax.errors import ConfigError, UserError, report
 
 _NEED_NO_CONFIG = ("import", "export")
-MODES = ("train", "evaluate", "generate", "describe", *_NEED_NO_CONFIG)
+MODES = ("train", "evaluate", "generate", "describe", "plan", *_NEED_NO_CONFIG)
 
 
 def _define_flags(argv: list[str]) -> tuple[flags.FlagValues, flags.FlagHolder]:
@@ -35,10 +35,21 @@ def _define_flags(argv: list[str]) -> tuple[flags.FlagValues, flags.FlagHolder]:
   flags.DEFINE_multi_string("prompt", [], "Text to complete (mode generate); may be repeated.", flag_values=values)
   flags.DEFINE_string("prompt_file", None, "File whose whole text is one more prompt.", flag_values=values)
   flags.DEFINE_string("source", None, "Hugging Face directory (mode import).", flag_values=values)
-  flags.DEFINE_string("output", None, "Directory to write (mode export).", flag_values=values)
+  flags.DEFINE_string("output", None, "Directory (mode export) or .md file (mode plan) to write.", flag_values=values)
   flags.DEFINE_string(
     "family", None, "model_type to write (mode export); by default the plainest that is exact.", flag_values=values
   )
+  flags.DEFINE_string(
+    "coordinator", None, "HOST:PORT where several processes meet: process 0's machine.", flag_values=values
+  )
+  flags.DEFINE_integer("num_processes", None, "How many processes make the run.", flag_values=values)
+  flags.DEFINE_integer("process_id", None, "Which of them this is, from 0.", flag_values=values)
+  flags.DEFINE_string(
+    "topology", None, "Devices to plan for (mode plan), as v5p:4x4x4 or h200:8; mesh.slices times.", flag_values=values
+  )
+  flags.DEFINE_float("price_per_device_hour", None, "Dollars (mode plan).", flag_values=values)
+  flags.DEFINE_boolean("search", False, "Plan the best mesh, remat and micro-batches.", flag_values=values)
+  flags.DEFINE_integer("search_compiles", 4, "How many of the best estimates to compile.", 1, flag_values=values)
   flags.DEFINE_boolean("debug", False, "Show the traceback of errors a user can cause.", flag_values=values)
   return values, config
 
@@ -48,14 +59,8 @@ def main(argv: list[str] | None = None) -> None:
   argv = sys.argv if argv is None else argv
   try:
     sys.exit(_run(argv))
-  except UserError as error:
-    if "--debug" in argv:
-      traceback.print_exc()
-    print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
-    sys.exit(error.exit_code)
-  except KeyboardInterrupt:
-    print("interrupted: the same command resumes from the last checkpoint", file=sys.stderr)
-    sys.exit(INTERRUPTED_EXIT_CODE)
+  except (UserError, KeyboardInterrupt) as error:
+    sys.exit(report(error, "--debug" in argv))
 
 
 def _run(argv: list[str]) -> int:
@@ -70,19 +75,37 @@ def _run(argv: list[str]) -> int:
     return 0
   workdir = Path(values.workdir or Path("runs") / Path(config_flags.get_config_filename(values["config"])).stem)
   prompts = _prompts(values) if values.mode == "generate" else []
-  from ultrathink_jax import modes
+  from ultrathink_jax.parallel import processes
   from ultrathink_jax.parallel.devices import configure_jax
 
   configure_jax()
-  if values.mode == "train":
-    modes.train(config, workdir, argv)
-  elif values.mode == "evaluate":
-    modes.evaluate(config, workdir)
-  elif values.mode == "generate":
+  places = {name: values[name].value for name in processes.VARIABLES}
+  if values.mode in ("train", "evaluate"):
+    with processes.joined(places, os.environ, values.debug):
+      from ultrathink_jax import modes
+
+      modes.train(config, workdir, argv) if values.mode == "train" else modes.evaluate(config, workdir)
+    return 0
+  if given := [f"--{name}={value}" for name, value in places.items() if value is not None]:
+    raise ConfigError(f"mode {values.mode} runs in one process; leave {' '.join(given)} away")
+  from ultrathink_jax import modes
+
+  if values.mode == "generate":
     modes.generate(config, workdir, prompts)
+  elif values.mode == "plan":
+    modes.plan(config, workdir, _plan_request(values), Path(values.output) if values.output else None)
   else:
     modes.describe(config, workdir)
   return 0
+
+
+def _plan_request(values: flags.FlagValues) -> Any:
+  """Returns what mode plan is asked for."""
+  from ultrathink_jax.plan.planning import Request
+
+  if values.topology is None:
+    raise ConfigError("mode plan needs --topology=KIND:SHAPE, as v5p:4x4x4, v6e:16x16 or h200:8")
+  return Request(values.topology, values.price_per_device_hour, values.search, values.search_compiles)
 
 
 def _convert(values: flags.FlagValues, config: Config) -> None:

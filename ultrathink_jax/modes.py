@@ -7,11 +7,13 @@ import json
 import platform
 import shlex
 from collections.abc import Callable
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import jax
+from jax.sharding import Mesh
 
 from ultrathink_jax import __version__, api, data
 from ultrathink_jax.config import Config
@@ -24,12 +26,17 @@ from ultrathink_jax.interop.workdir import import_directory
 from ultrathink_jax.kernels import backends
 from ultrathink_jax.models.counts import count_model, train_flops_per_token
 from ultrathink_jax.parallel.devices import Devices, describe_devices, peak_memory_bytes
+from ultrathink_jax.parallel.mesh import make_mesh
+from ultrathink_jax.parallel.placement import gather, place, rows_here
+from ultrathink_jax.parallel.processes import agreed, barrier, is_first, num_processes
+from ultrathink_jax.parallel.sharding import tree_shardings
+from ultrathink_jax.plan import planning
 from ultrathink_jax.recipes import RECIPES
 from ultrathink_jax.report import html
 from ultrathink_jax.report.describe import describe as description
 from ultrathink_jax.report.describe import format_description
 from ultrathink_jax.train import loop
-from ultrathink_jax.types import Parameters
+from ultrathink_jax.types import Parameters, Recipe
 
 _SAMPLE_PROMPT_TOKENS = 48
 _NUM_SAMPLES = 2
@@ -38,38 +45,39 @@ _FREE_ON_RESUME = ("mesh", "evaluate", "checkpoint", "generate")  # sections tha
 
 def train(config: Config, workdir: Path, argv: list[str]) -> None:
   """Trains, or resumes, to the last step; then evaluates the whole validation split, samples and writes the report."""
-  if config.recipe not in RECIPES:
-    near = difflib.get_close_matches(config.recipe, RECIPES, 1)
-    raise ConfigError(
-      f"recipe={config.recipe!r} is not one of {', '.join(RECIPES)}" + (f"; {near[0]}?" if near else "")
-    )
-  recipe = RECIPES[config.recipe](config)
+  recipe = _recipe(config)
   devices = describe_devices()
   plan = loop.make_plan(config, recipe, devices)
-  _claim(workdir, config)
+  if is_first():
+    _claim(workdir, config)
   facts = _facts(config, workdir, devices, plan, argv)
   _log(_headline(facts, plan))
   prepared = _prepare(config, workdir)
   facts["data"] = _data_facts(config, prepared)
-  evaluation = _evaluator(config, prepared)
+  evaluation = _evaluator(config, prepared, plan.mesh)
   _write_json(workdir / "run.json", _read_json(workdir / "run.json") | facts)
   outcome = loop.train(
     config,
     recipe,
     plan,
-    recipe.source(prepared),
+    partial(recipe.source, prepared),
     {"seed": config.train.seed, "data_fingerprint": prepared.fingerprint},
     workdir,
     lambda params: _as_metrics(evaluation(params, config.evaluate.num_batches)),
   )
-  _finish(config, workdir, prepared, facts, outcome, evaluation(outcome.params, None))
+  result = evaluation(outcome.params, None)
+  params = _params_to_sample(plan, devices, outcome.params)
+  if is_first():
+    _finish(config, workdir, prepared, facts, outcome, result, params)
 
 
 def evaluate(config: Config, workdir: Path) -> None:
   """Evaluates the newest checkpoint on the whole validation split and writes evaluation.json."""
   prepared = _prepare(config, workdir)
-  params, step = api.restore_params(workdir, config.model)
-  result = _evaluator(config, prepared)(params, None)
+  mesh = make_mesh(config)
+  shardings = tree_shardings(mesh, _recipe(config).axes)
+  params, step = api.restore_params(workdir, config.model, shardings=shardings)
+  result = _evaluator(config, prepared, mesh)(params, None)
   gzip_bits = _gzip_bits_per_byte(prepared)
   _log(_format_result(result, gzip_bits))
   values = {"step": step, **result._asdict(), "gzip_bits_per_byte": gzip_bits, "data": _data_facts(config, prepared)}
@@ -90,6 +98,18 @@ def describe(config: Config, workdir: Path) -> None:
   _write_json(workdir / "describe.json", description(config))
 
 
+def plan(config: Config, workdir: Path, request: planning.Request, output: Path | None) -> None:
+  """Prints what a train step needs and takes on devices that are not here, and writes plan.json and `output`."""
+  if config.recipe not in RECIPES:
+    raise ConfigError(f"recipe={config.recipe!r} is not one of {', '.join(RECIPES)}")
+  report, text = planning.make_plan(config, request, _log)
+  _log(text)
+  workdir.mkdir(parents=True, exist_ok=True)
+  _write_json(workdir / "plan.json", report)
+  if output is not None:
+    output.write_text(f"# Plan: {workdir.name} on {request.topology}\n\n{text}\n")
+
+
 def import_model(config: Config, source: Path, workdir: Path) -> None:
   """Makes a workdir of a Hugging Face directory, at step 0."""
   config = import_directory(source, workdir, config, workdir / api.DATA_DIRECTORY / "tokenizer")
@@ -103,8 +123,20 @@ def export_model(workdir: Path, output: Path, family: str | None) -> None:
   api.load(workdir).save_pretrained(output, family=family)
 
 
+def _recipe(config: Config) -> Recipe:
+  if config.recipe not in RECIPES:
+    near = difflib.get_close_matches(config.recipe, RECIPES, 1)
+    raise ConfigError(
+      f"recipe={config.recipe!r} is not one of {', '.join(RECIPES)}" + (f"; {near[0]}?" if near else "")
+    )
+  return RECIPES[config.recipe](config)
+
+
 def _prepare(config: Config, workdir: Path) -> PreparedData:
-  prepared = data.prepare(config.data, config.model.vocab_size, workdir / api.DATA_DIRECTORY, _log)
+  directory = workdir / api.DATA_DIRECTORY
+  prepared = data.prepare(config.data, config.model.vocab_size, directory, _log) if is_first() else None
+  barrier("data")
+  prepared = prepared or data.open_prepared(directory)
   if not len(prepared.validation):
     raise ConfigError(
       f"data.validation_fraction={config.data.validation_fraction} leaves nothing to evaluate on; choose a larger one"
@@ -113,7 +145,8 @@ def _prepare(config: Config, workdir: Path) -> PreparedData:
 
 
 def _log(text: str) -> None:
-  print(text, flush=True)
+  if is_first():
+    print(text, flush=True)
 
 
 def _claim(workdir: Path, config: Config) -> None:
@@ -135,17 +168,42 @@ def _claim(workdir: Path, config: Config) -> None:
   temporary.replace(path)
 
 
-def _evaluator(config: Config, prepared: PreparedData) -> Callable[[Parameters, int | None], Evaluation]:
-  """Returns (params, number of batches or None for all) -> Evaluation on the validation split."""
+def _evaluator(config: Config, prepared: PreparedData, mesh: Mesh) -> Callable[[Parameters, int | None], Evaluation]:
+  """Returns (params, number of batches or None for all) -> Evaluation on the validation split, by all processes."""
   sum_of_losses = perplexity.make_sum_of_losses(config.model)
   info = prepared.validation.info
   rows = config.train.batch_size // config.train.accumulation_steps
 
   def evaluation(params: Parameters, limit: int | None) -> Evaluation:
-    batches = validation_batches(prepared.validation, prepared.tokenizer, rows, config.train.sequence_length, limit)
-    return perplexity.evaluate(sum_of_losses, params, batches, info.text_bytes / (info.tokens + info.documents))
+    length, share = config.train.sequence_length, rows_here(mesh, rows)
+    batches = validation_batches(prepared.validation, prepared.tokenizer, rows, length, limit, share)
+    placed = (place(mesh, batch, rows) for batch in batches)
+    with jax.set_mesh(mesh):
+      return perplexity.evaluate(sum_of_losses, params, placed, info.text_bytes / (info.tokens + info.documents))
 
   return evaluation
+
+
+def _params_to_sample(plan: loop.Plan, devices: Devices, params: Parameters) -> Parameters | None:
+  """Returns parameters that this process can use by itself; None where one device has no room for them."""
+  if num_processes() == 1:
+    return params
+  size = sum(leaf.nbytes for leaf in jax.tree.leaves(params))
+  if agreed("samples", size + plan.need.parameters <= devices.memory_bytes // 2):
+    return gather(plan.mesh, params)
+  _log(f"[sample] none: the model, {size / 2**30:.1f} GiB, does not fit on one device; use mode generate")
+  return None
+
+
+def _sample(config: Config, prepared: PreparedData, params: Parameters) -> list[dict[str, str]]:
+  """Returns how the model continues the first validation documents."""
+  long_enough = [i for i, n in enumerate(prepared.validation.lengths) if n >= 2 * _SAMPLE_PROMPT_TOKENS]
+  prompts = [
+    prepared.tokenizer.decode(prepared.validation[i][:_SAMPLE_PROMPT_TOKENS].tolist())
+    for i in long_enough[:_NUM_SAMPLES]
+  ] or [""]
+  model = api.Model(config.model, params, prepared.tokenizer, config.generate)
+  return [{"prompt": p, "completion": c} for p, c in zip(prompts, model.generate(prompts), strict=True)]
 
 
 def _finish(
@@ -155,16 +213,11 @@ def _finish(
   facts: dict[str, Any],
   outcome: loop.Outcome,
   result: Evaluation,
+  params: Parameters | None,
 ) -> None:
   """Says and writes down what the run came to."""
   gzip_bits = _gzip_bits_per_byte(prepared)
-  long_enough = [i for i, n in enumerate(prepared.validation.lengths) if n >= 2 * _SAMPLE_PROMPT_TOKENS]
-  prompts = [
-    prepared.tokenizer.decode(prepared.validation[i][:_SAMPLE_PROMPT_TOKENS].tolist())
-    for i in long_enough[:_NUM_SAMPLES]
-  ] or [""]
-  model = api.Model(config.model, outcome.params, prepared.tokenizer, config.generate)
-  samples = [{"prompt": p, "completion": c} for p, c in zip(prompts, model.generate(prompts), strict=True)]
+  samples = [] if params is None else _sample(config, prepared, params)
   for sample in samples:
     _log(f"[sample] the model continues the prompt after |\n{sample['prompt']}|{sample['completion']}")
   _log(_format_result(result, gzip_bits))
@@ -199,6 +252,7 @@ def _facts(config: Config, workdir: Path, devices: Devices, plan: loop.Plan, arg
       "flops_per_token": train_flops_per_token(config.model, count, config.train.sequence_length),
     },
     "device": {"kind": devices.kind, "count": devices.count, "platform": devices.platform},
+    "processes": num_processes(),
     "versions": {
       "ultrathink_jax": __version__,
       "jax": jax.__version__,
@@ -269,6 +323,8 @@ def _read_json(path: Path) -> dict[str, Any]:
 
 
 def _write_json(path: Path, values: dict[str, Any]) -> None:
+  if not is_first():
+    return
   temporary = path.with_suffix(".tmp")
   temporary.write_text(json.dumps(values, indent=2) + "\n")
   temporary.replace(path)

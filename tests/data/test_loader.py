@@ -42,6 +42,27 @@ def test_rows_go_on_in_the_next_batch_and_epoch(loader, prepared):
   assert_equal(wide.batch(step), expected)
 
 
+def test_shares_of_several_readers_make_the_whole_batch(loader, prepared):
+  read = lambda share: Loader(prepared.train, prepared.tokenizer, 4, 64, 0, share)
+  parts = [read(share) for share in ([0, 3], [1, 2])]
+  for step in (0, 7, loader.rows_per_epoch // 4):  # the last one crosses the end of the epoch
+    whole = loader.batch(step)
+    for part, share in zip(parts, ([0, 3], [1, 2]), strict=True):
+      expected = jax.tree.map(lambda array, share=share: array[share], whole)
+      assert_equal(part.batch(step), expected)
+      batches = part.batches(step)
+      assert_equal(next(batches), expected)
+      batches.close()
+
+
+def test_shares_of_the_validation_split_make_the_whole(prepared):
+  read = lambda share: list(validation_batches(prepared.validation, prepared.tokenizer, 3, 50, share=share))
+  whole, first, rest = read(None), read([0]), read([1, 2])
+  assert len(whole) == len(first) == len(rest)
+  for batch, *parts in zip(whole, first, rest, strict=True):
+    assert_equal(jax.tree.map(lambda *arrays: np.concatenate(arrays), *parts), batch)
+
+
 def test_epochs_are_shuffled_anew(prepared):
   loader = Loader(prepared.train, prepared.tokenizer, batch_size=1, sequence_length=64, seed=0)
   assert not np.array_equal(loader.batch(0).tokens, loader.batch(loader.rows_per_epoch).tokens)

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from ultrathink_jax.config import DataConfig
-from ultrathink_jax.data import prepare, standard_library, token_store
+from ultrathink_jax.data import open_prepared, prepare, standard_library, token_store
 from ultrathink_jax.data.text_files import text_corpus
 from ultrathink_jax.errors import ConfigError, DataError
 
@@ -35,6 +35,15 @@ def test_the_manifest_counts_what_is_there(prepared, config, text_folder):
   assert info.text_bytes == len(text)
   assert info.gzip_bytes == len(gzip.compress(text, 9))
   assert info.tokens == prepared.validation.lengths.sum()
+
+
+def test_another_process_opens_what_was_prepared_without_the_documents(config, tmp_path):
+  first = prepare(config, 512, tmp_path / "a", print)
+  second = open_prepared(tmp_path / "a")
+  assert second.fingerprint == first.fingerprint
+  np.testing.assert_array_equal(second.train[3], first.train[3])
+  with pytest.raises(DataError, match="holds no prepared data"):
+    open_prepared(tmp_path / "b")
 
 
 def test_a_second_run_finds_everything_and_a_third_elsewhere_makes_the_same(config, tmp_path, messages):

@@ -62,8 +62,22 @@ def prepare(config: DataConfig, vocab_size: int, directory: Path, log: Callable[
         log(f"data: found {split}: {_describe(store)}")
       stores.append(store)
   train, validation = stores
+  return PreparedData(tokenizer, train, validation, _fingerprint(tokenizer, train, validation))
+
+
+def open_prepared(directory: Path) -> PreparedData:
+  """Returns what `prepare` has left in `directory`, without a look at the documents. Raises DataError."""
+  directory = Path(directory)
+  train, validation = (open_store(directory / split) for split in _SPLITS)
+  if train is None or validation is None:
+    raise DataError(f"{directory} holds no prepared data; choose a --workdir that the machines of all processes see")
+  tokenizer = load_tokenizer(directory / "tokenizer")
+  return PreparedData(tokenizer, train, validation, _fingerprint(tokenizer, train, validation))
+
+
+def _fingerprint(tokenizer: Tokenizer, train: TokenStore, validation: TokenStore) -> str:
   parts = (tokenizer.fingerprint, train.info.fingerprint, validation.info.fingerprint)
-  return PreparedData(tokenizer, train, validation, hashlib.sha256(" ".join(parts).encode()).hexdigest())
+  return hashlib.sha256(" ".join(parts).encode()).hexdigest()
 
 
 def _open_splits(open_corpus: Callable[[], Splits], config: DataConfig, log: Callable[[str], None]) -> Splits:

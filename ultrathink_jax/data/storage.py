@@ -14,13 +14,13 @@ from ultrathink_jax.errors import DataError
 _MANIFEST = "manifest.json"
 
 
-def read_manifest(directory: Path, key: str) -> dict[str, Any] | None:
-  """Returns the manifest of a directory that was finished under the same key, else None."""
+def read_manifest(directory: Path, key: str | None = None) -> dict[str, Any] | None:
+  """Returns the manifest of a directory that was finished, under the same key if one is given, else None."""
   try:
     manifest = json.loads((directory / _MANIFEST).read_text())
   except (OSError, ValueError):
     return None
-  return manifest if isinstance(manifest, dict) and manifest.get("key") == key else None
+  return manifest if isinstance(manifest, dict) and key in (None, manifest.get("key")) else None
 
 
 def write_directory(directory: Path, key: str, write: Callable[[Path], dict[str, Any]]) -> dict[str, Any]:

@@ -74,8 +74,8 @@ def store_key(source: str, identity: str, split: str, validation_fraction: float
   return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
 
 
-def open_store(directory: Path, key: str) -> TokenStore | None:
-  """Returns the finished store with this key at `directory`, else None."""
+def open_store(directory: Path, key: str | None = None) -> TokenStore | None:
+  """Returns the finished store at `directory`, with this key if one is given, else None."""
   manifest = read_manifest(directory, key)
   return TokenStore(directory, StoreInfo(**manifest)) if manifest else None
 

@@ -1,6 +1,6 @@
 """Pretraining: next-token prediction on packed documents. Letters: R expert layers  E experts."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -33,14 +33,15 @@ def make_pretrain(config: Config) -> Recipe:
     init=lambda key: (init_params(config.model, key), None),
     axes=parameter_axes(config.model),
     loss=loss,
-    source=lambda data: _make_source(config, data),
+    source=lambda data, rows: _make_source(config, data, rows),
     summarize=lambda sums: summarize(config, sums),
   )
 
 
-def _make_source(config: Config, data: PreparedData) -> Callable[[int, TrainState], Batch]:
+def _make_source(config: Config, data: PreparedData, rows: Sequence[int]) -> Callable[[int, TrainState], Batch]:
   """Returns a source that reads ahead as long as steps follow one another."""
-  loader = Loader(data.train, data.tokenizer, config.train.batch_size, config.train.sequence_length, config.train.seed)
+  train = config.train
+  loader = Loader(data.train, data.tokenizer, train.batch_size, train.sequence_length, train.seed, rows)
   batches: Iterator[Batch] | None = None
   next_step = -1
 

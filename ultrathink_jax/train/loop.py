@@ -2,25 +2,26 @@
 
 import dataclasses
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
 import optax
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import Mesh
 
 from ultrathink_jax.config import Config
 from ultrathink_jax.errors import CheckpointError, NumericsError
 from ultrathink_jax.optimizers.optimizers import make_optimizer
 from ultrathink_jax.optimizers.schedules import make_schedule
 from ultrathink_jax.parallel.devices import Devices, compiler_options
-from ultrathink_jax.parallel.mesh import BATCH_AXES, make_mesh
+from ultrathink_jax.parallel.mesh import make_mesh
+from ultrathink_jax.parallel.placement import place, replicated, rows_here
 from ultrathink_jax.train.checkpoint import Checkpoints, shapes_on
-from ultrathink_jax.train.metrics import MetricsWriter
+from ultrathink_jax.train.metrics import MetricsWriter, open_writer
 from ultrathink_jax.train.preflight import MemoryNeed, require_fit
-from ultrathink_jax.train.state import make_init, state_shardings
+from ultrathink_jax.train.state import make_init, state_shardings, to_device
 from ultrathink_jax.train.step import make_train_step
 from ultrathink_jax.types import Batch, Parameters, Recipe, TrainState
 
@@ -47,13 +48,15 @@ class Outcome:
   train_seconds: float
 
 
-def make_plan(config: Config, recipe: Recipe, devices: Devices) -> Plan:
-  """Returns the plan of a run that is consistent and fits the devices. Raises ConfigError otherwise."""
-  mesh = make_mesh(config.mesh, config.train.batch_size // config.train.accumulation_steps)
+def make_plan(
+  config: Config, recipe: Recipe, devices: Devices, mesh_devices: Sequence[jax.Device] | None = None
+) -> Plan:
+  """Returns the plan of a run that is consistent and fits the devices, by default all. Raises ConfigError otherwise."""
+  mesh = make_mesh(config, mesh_devices)
   schedule = make_schedule(config.optimizer, config.train.steps)
   optimizer = make_optimizer(config.optimizer, schedule)
   shapes, _ = jax.eval_shape(make_init(recipe, optimizer, config.train.seed))
-  shardings = state_shardings(mesh, recipe, optimizer, shapes)
+  shardings = state_shardings(config, mesh, recipe, optimizer, shapes)
   return Plan(mesh, schedule, optimizer, shapes, shardings, require_fit(config, recipe, shapes, shardings, devices))
 
 
@@ -61,15 +64,15 @@ def train(
   config: Config,
   recipe: Recipe,
   plan: Plan,
-  source: Callable[[int, TrainState], Batch],
+  make_source: Callable[[Sequence[int]], Callable[[int, TrainState], Batch]],
   position: dict[str, Any],
   workdir: Path,
   evaluate: Callable[[Parameters], dict[str, float]],
 ) -> Outcome:
   """Trains to the last step from the newest checkpoint, or from the start where there is none.
 
-  `position` identifies the data; it is saved with every checkpoint and must be the same on resume. `evaluate` is called
-  after every `evaluate.every_steps` steps.
+  `make_source` takes which rows of every batch this process reads. `position` identifies the data; it is saved with
+  every checkpoint and must be the same on resume. `evaluate` is called after every `evaluate.every_steps` steps.
 
   Raises:
     CheckpointError: the newest checkpoint cannot be read or was made on other data.
@@ -78,12 +81,14 @@ def train(
   steps = config.train.steps
   with jax.set_mesh(plan.mesh), Checkpoints(workdir / "checkpoints", config.checkpoint.keep_last) as checkpoints:
     state, frozen, start = _restore_or_begin(config, recipe, plan, checkpoints, position)
-    with MetricsWriter(workdir, start, steps) as writer:
+    with open_writer(workdir, start, steps) as writer:
       if start:
         writer.log(f"[resume] from step {start} of {steps}")
       if start >= steps:
         return Outcome(state.params, start, 0.0, 0.0)
-      put = lambda batch: jax.device_put(batch, NamedSharding(plan.mesh, PartitionSpec(BATCH_AXES)))
+      num_rows = config.train.batch_size
+      source = make_source(rows_here(plan.mesh, num_rows))
+      put = lambda batch: place(plan.mesh, batch, num_rows)
       begun = time.monotonic()
       step_function = compile_step(config, recipe, plan, state, frozen, put(source(start, state)))
       compile_seconds = time.monotonic() - begun
@@ -128,9 +133,18 @@ def _restore_or_begin(
   return state, frozen, newest
 
 
+def step_function(config: Config, recipe: Recipe, plan: Plan) -> Callable:
+  """Returns the train step of the run, not compiled yet."""
+  train, on_device = config.train, []
+  if config.optimizer.offload:
+    on_device = [to_device(plan.shardings.opt_state)]
+  return make_train_step(recipe, plan.optimizer, train.accumulation_steps, train.seed, config.mesh.zero, *on_device)
+
+
 def compile_step(config: Config, recipe: Recipe, plan: Plan, state: TrainState, frozen: Any, batch: Batch) -> Callable:
-  step = make_train_step(recipe, plan.optimizer, config.train.accumulation_steps, config.train.seed)
-  jitted = jax.jit(step, donate_argnums=0, out_shardings=(plan.shardings, None))
+  """Returns the compiled train step for arguments, or shapes, like these; the state is donated."""
+  step = step_function(config, recipe, plan)
+  jitted = jax.jit(step, donate_argnums=0, out_shardings=(plan.shardings, replicated(plan.mesh)))
   return jitted.lower(state, frozen, batch).compile(compiler_options=compiler_options(config.model.dtype))
 
 

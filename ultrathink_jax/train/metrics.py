@@ -11,6 +11,8 @@ from typing import Any
 
 from tqdm import tqdm
 
+from ultrathink_jax.parallel.processes import is_first
+
 MOE_FORMATS = {"entropy": "{:.2f}", "max_expert": "{:.2f}", "dropped": "{:.1%}", "dead": "{}"}
 MOE_NAMES = {"max_expert": "max"}  # shorter on the console
 
@@ -97,6 +99,30 @@ class MetricsWriter:
     if step <= first_step:
       return ""
     return format_duration((self._total_steps - step) * (now - first_time) / (step - first_step))
+
+
+class _Silence(MetricsWriter):
+  """Writes nothing: what stands for a writer where another process reports."""
+
+  def __init__(self) -> None:
+    pass
+
+  def write(self, step: int, values: Mapping[str, Any]) -> None:
+    pass
+
+  def evaluation(self, step: int, values: Mapping[str, Any]) -> None:
+    pass
+
+  def log(self, text: str) -> None:
+    pass
+
+  def close(self) -> None:
+    pass
+
+
+def open_writer(workdir: Path, resume_step: int, total_steps: int) -> MetricsWriter:
+  """Returns the writer of a run; in all processes but the first, one that writes nothing."""
+  return MetricsWriter(workdir, resume_step, total_steps) if is_first() else _Silence()
 
 
 class _EventFile:
