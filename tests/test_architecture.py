@@ -9,7 +9,7 @@ ROOT = Path(__file__).parent.parent / "ultrathink_jax"
 FLOORS = {
   "errors": -1, "types": 0, "config": 0, "patterns": 0, "platform": 0,
   "kernels": 1, "parallel": 1,
-  "layers": 2,
+  "layers": 2, "workdir": 2,
   "models": 3,
   "lora": 4, "losses": 4, "optimizers": 4, "data": 4,
   "train": 5, "generate": 5,

@@ -20,7 +20,7 @@ ROWS, LENGTH = 8, 32
 
 
 class Run(NamedTuple):
-  """What a run came to: its losses and gradient norms, its first gradients, and the bytes device 0 holds of its state."""
+  """What a run came to; `gradients` are the first ones, `state_bytes` what device 0 holds of the state."""
 
   losses: np.ndarray
   norms: np.ndarray

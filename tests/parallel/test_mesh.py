@@ -35,7 +35,7 @@ def mesh_of(mesh, model=None, **train):
     ),
     ({"tensor": 8}, {"layers": "F", "vocab_size": 60}, {}, "does not divide model.vocab_size=60; .* mesh.tensor=6"),
     ({"expert": 8}, {"layers": "E"}, {}, "mesh.expert=8 does not divide model.num_experts=4; .* mesh.expert=4"),
-    ({"fsdp": 8}, {"layers": "F", "embed_dim": 36, "mamba_head_dim": 18}, {}, "mesh.fsdp=8 does not divide model.embed_dim=36; .*=9"),
+    ({"fsdp": 8}, {"embed_dim": 36, "mamba_head_dim": 18}, {}, "mesh.fsdp=8 does not divide model.embed_dim=36; .*=9"),
     ({"context": 8}, {}, {"sequence_length": 24}, "mesh.context=8 does not divide train.sequence_length / 2=12"),
     ({"pipe": 4, "data": 2}, {"layers": "(AF)x6"}, {}, r"divide the periods of \(AF\)x6 .*=6; .* mesh.pipe=3"),
     (

@@ -4,7 +4,6 @@ import numpy as np
 import pytest
 
 from tests.parallel.meshes import run, tiny_run_config
-from ultrathink_jax.errors import ConfigError
 from ultrathink_jax.parallel.mesh import make_mesh
 from ultrathink_jax.parallel.pipeline import bubble_share, num_ticks, pipeline
 
@@ -73,9 +72,3 @@ def test_groups_of_equal_letters_run_as_rounds_of_one_pipeline():
   one, many = run({}, model, steps=2), run({"pipe": 2}, model, steps=2)
   np.testing.assert_allclose(many.losses, one.losses, rtol=1e-5)
   np.testing.assert_allclose(many.norms, one.norms, rtol=1e-5)
-
-
-def test_stages_that_do_not_divide_the_periods_are_refused():
-  with pytest.raises(ConfigError, match=r"mesh.pipe=4 does not divide the periods of \(AF\)x6 .*=6; .* mesh.pipe=3"):
-    on_pipe = tiny_run_config({"pipe": 4}, {"layers": "(AF)x6"})
-    make_mesh(on_pipe, jax.devices()[:4])

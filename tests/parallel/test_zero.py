@@ -27,7 +27,7 @@ def test_levels_keep_what_they_say_on_a_device():
   whole, _ = state_bytes(1)
   sharded, third = state_bytes(3)
   assert sharded == whole // 8
-  assert third == 3 * sharded + 3 * 4  # parameters and two moments; the step and the counts of the update and its schedule
+  assert third == 3 * sharded + 3 * 4  # two moments; the step and two counts of the optimizer
   for zero in (1, 2):
     assert state_bytes(zero) == (whole, third + whole - sharded)
 

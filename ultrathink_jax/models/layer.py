@@ -20,7 +20,6 @@ from ultrathink_jax.layers.norm import RMSNorm
 from ultrathink_jax.layers.router import RouterConfig
 from ultrathink_jax.types import Context
 
-
 LAYER_OUTPUT = "layer_output"  # what a layer adds to the residual stream, by which remat policies know it
 
 

@@ -4,7 +4,7 @@ Letters: B batch  T length  D embed  R repeats of a period  M micro-batches  k p
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -15,10 +15,10 @@ from jaxtyping import Array, Float, Key
 from ultrathink_jax.config import ModelConfig
 from ultrathink_jax.layers.linear import PROJECTED
 from ultrathink_jax.layers.router import ROW_LOSSES
-from ultrathink_jax.models.layer import LAYER_OUTPUT, Period
+from ultrathink_jax.models.layer import LAYER_OUTPUT, Period, groups
 from ultrathink_jax.parallel.devices import scan_unroll
 from ultrathink_jax.parallel.mesh import BATCH_AXES, axis_size
-from ultrathink_jax.parallel.pipeline import join, pipeline
+from ultrathink_jax.parallel.pipeline import bubble_share, join, pipeline
 from ultrathink_jax.patterns import Group
 from ultrathink_jax.types import Context
 
@@ -66,6 +66,19 @@ def rounds_of(groups: Sequence[Group]) -> list[list[int]]:
     else:
       runs.append([number])
   return runs
+
+
+def bubble_of(config: ModelConfig, batch_size: int, mesh: Mapping[str, int]) -> float:
+  """Returns the share of their time that stages wait in a pass of `batch_size` rows, over the layers of all groups."""
+  ways = math.prod(mesh[axis] for axis in BATCH_AXES)
+  stages, micro_batches = mesh["pipe"], num_micro_batches(config, batch_size, ways)
+  all_groups, waited, total = groups(config), 0.0, 0.0
+  for run in rounds_of(all_groups):
+    rounds = len(run) if micro_batches >= stages else 1
+    busy = sum(len(all_groups[number].letters) * all_groups[number].repeats for number in run)
+    time = busy / (1 - bubble_share(stages, micro_batches, rounds))
+    waited, total = waited + time - busy, total + time
+  return waited / total
 
 
 def pipelined(

@@ -1,9 +1,10 @@
 """Pipeline parallelism: a group's periods lie over stages, and micro-batches pass through the stages in turn.
 
 Every stage runs the same program, as a vmap over stages whose dim lies over the pipe axis, and hands its output to the
-next by a shift of that dim. To the compiler these are ordinary sharded arrays, so the pipeline composes with every other
-axis, and its backward pass is what differentiation makes of it. Several rounds, groups that repeat the same letters, are
-run as a circular schedule: stage 0 takes up again what the last stage has finished, and the bubble is paid once.
+next by a shift of that dim. To the compiler these are ordinary sharded arrays, so the pipeline composes with every
+other axis, and its backward pass is what differentiation makes of it. Several rounds, groups that repeat the same
+letters, are run as a circular schedule: stage 0 takes up again what the last stage has finished, and the bubble is paid
+once.
 
 Source: arXiv:2105.04663 section 3.3 (stages as a vectorised dim), arXiv:2104.04473 section 2.2 (rounds).
 Letters: S stages  M micro-batches  V rounds  R repeats of a period  k = R/S  B batch  b rows of a micro-batch = B/M

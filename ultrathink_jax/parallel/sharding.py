@@ -63,7 +63,7 @@ def tree_shardings(mesh: Mesh, axes: Any, is_over_fsdp: bool = True) -> Any:
 
 
 def constrain_tree(tree: Any, axes: Any, is_over_fsdp: bool) -> Any:
-  """Returns the tree laid out by the logical axes of each leaf on the mesh set with jax.set_mesh; without one, as is."""
+  """Returns the tree laid out by the logical axes of its leaves on the mesh set with jax.set_mesh, if any."""
   if jax.sharding.get_abstract_mesh().empty:
     return tree
   lay = lambda names, x: jax.lax.with_sharding_constraint(x, partition_spec(names, is_over_fsdp))

@@ -1,0 +1,81 @@
+"""The facts of a run: what it is, what it runs on, what it reads."""
+
+import platform
+import shlex
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from ultrathink_jax import __version__
+from ultrathink_jax.config import Config
+from ultrathink_jax.data import PreparedData
+from ultrathink_jax.kernels import backends
+from ultrathink_jax.models.counts import count_model, train_flops_per_token
+from ultrathink_jax.models.stack import bubble_of
+from ultrathink_jax.parallel.devices import Devices
+from ultrathink_jax.parallel.processes import num_processes
+from ultrathink_jax.train import loop
+
+
+def run_facts(config: Config, workdir: Path, devices: Devices, plan: loop.Plan, argv: list[str]) -> dict[str, Any]:
+  """Returns what is known of a run before it begins, as run.json holds it."""
+  count = count_model(config.model)
+  rows = config.train.batch_size // config.train.accumulation_steps
+  return {
+    "name": workdir.name,
+    "command": shlex.join(["python", "-m", "ultrathink_jax.main", *argv[1:]]),
+    "model": {
+      "layers": config.model.layers,
+      "parameters_total": count.total,
+      "parameters_active": count.active,
+      "flops_per_token": train_flops_per_token(config.model, count, config.train.sequence_length),
+    },
+    "device": {"kind": devices.kind, "count": devices.count, "platform": devices.platform},
+    "processes": num_processes(),
+    "versions": {
+      "ultrathink_jax": __version__,
+      "jax": jax.__version__,
+      "flax": version("flax"),
+      "python": platform.python_version(),
+    },
+    "kernels": backends.describe(config.model),
+    "mesh": dict(plan.mesh.shape),
+    "pipeline_bubble": bubble_of(config.model, rows, plan.mesh.shape),
+    "memory": {"need_bytes": plan.need.total, "have_bytes": devices.memory_bytes},
+  }
+
+
+def headline(facts: dict[str, Any], plan: loop.Plan) -> str:
+  """Returns the first lines of a run: the model, the devices, memory, kernels and, with stages, their bubble."""
+  model, device = facts["model"], facts["device"]
+  axes = " x ".join(f"{axis} {size}" for axis, size in plan.mesh.shape.items() if size > 1) or "one device"
+  if facts["pipeline_bubble"]:
+    axes += f", bubble {facts['pipeline_bubble']:.0%}"
+  kernels = ", ".join(f"{letter} {name}" for letter, name in facts["kernels"].items())
+  return (
+    f"[setup] {model['layers']}: {model['parameters_total']:,} parameters, {model['parameters_active']:,} active; "
+    f"{device['count']} x {device['kind']} ({axes}); about {plan.need.total / 2**30:.1f} of "
+    f"{facts['memory']['have_bytes'] / 2**30:.1f} GiB a device; jax {facts['versions']['jax']}\n"
+    f"[setup] kernels: {kernels or 'no choice'}; compiled programs are kept in {jax.config.jax_compilation_cache_dir}"
+  )
+
+
+def data_facts(config: Config, prepared: PreparedData) -> dict[str, Any]:
+  """Returns the source and the sizes of both splits."""
+  facts: dict[str, Any] = {"source": config.data.source, "fingerprint": prepared.fingerprint}
+  for split, store in (("train", prepared.train), ("validation", prepared.validation)):
+    info = store.info
+    facts |= {
+      f"{split}_documents": info.documents,
+      f"{split}_tokens": info.tokens,
+      f"{split}_bytes": info.text_bytes,
+    }
+  return facts
+
+
+def gzip_bits_per_byte(prepared: PreparedData) -> float:
+  """Returns what gzip -9 needs for a byte of the validation split."""
+  info = prepared.validation.info
+  return 8 * info.gzip_bytes / info.text_bytes

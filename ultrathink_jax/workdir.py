@@ -1,0 +1,59 @@
+"""The directory of a run: whose it is, and the JSON files in it."""
+
+import contextlib
+import json
+from pathlib import Path
+from typing import Any
+
+from ultrathink_jax.config import Config
+from ultrathink_jax.errors import ConfigError
+
+# Sections and keys that change how a run is computed and watched, not what is trained.
+_FREE_SECTIONS = ("mesh", "evaluate", "checkpoint", "generate")
+_FREE_KEYS = (
+  *("train.log_every_steps", "optimizer.offload", "model.remat", "model.unroll", "model.pipe_micro_batches"),
+  *("model.expert_chunks", "model.attention_backend", "model.ssd_backend", "model.experts_backend"),
+)
+
+
+def claim(workdir: Path, config: Config) -> None:
+  """Writes config.json, or refuses a workdir that holds a run of another model, data or schedule."""
+  path = workdir / "config.json"
+  if path.exists():
+    before, now = (_flatten(values) for values in (read_json(path), json.loads(config.to_json())))
+    changed = [key for key in now if now[key] != before.get(key) and not _is_free(key)]
+    if [step.name for step in (workdir / "checkpoints").glob("[0-9]*")] == ["0"]:  # imported, and not trained yet
+      changed = [key for key in changed if key.startswith("model.") or key == "data.tokenizer"]
+    if changed:
+      differences = ", ".join(f"{key} was {before.get(key)!r} and is {now[key]!r}" for key in changed[:4])
+      more = f" and {len(changed) - 4} more" if len(changed) > 4 else ""
+      raise ConfigError(f"{workdir} holds another run: {differences}{more}; choose another --workdir or the old values")
+  workdir.mkdir(parents=True, exist_ok=True)
+  write_json(path, json.loads(config.to_json()))
+
+
+def _is_free(key: str) -> bool:
+  return key.split(".")[0] in _FREE_SECTIONS or key in _FREE_KEYS
+
+
+def _flatten(values: Any, prefix: str = "") -> dict[str, Any]:
+  if not isinstance(values, dict):
+    return {prefix[:-1]: values}
+  flat: dict[str, Any] = {}
+  for key, value in values.items():
+    flat |= _flatten(value, f"{prefix}{key}.")
+  return flat
+
+
+def read_json(path: Path) -> dict[str, Any]:
+  """Returns the contents of `path`, or {} where there is no readable file."""
+  with contextlib.suppress(OSError, json.JSONDecodeError):
+    return json.loads(path.read_text())
+  return {}
+
+
+def write_json(path: Path, values: dict[str, Any]) -> None:
+  """Writes `path` as a whole or not at all."""
+  temporary = path.with_suffix(".tmp")
+  temporary.write_text(json.dumps(values, indent=2) + "\n")
+  temporary.replace(path)
