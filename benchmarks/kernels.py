@@ -106,7 +106,7 @@ def make_problem(kernel: str, config: Config) -> Problem:
   if kernel == "cross_entropy":
     targets, weights = jnp.zeros((B, T), jnp.int32), jnp.ones((B, T))
     call = lambda form, inputs: form(*inputs, targets, weights)
-    return Problem((array(B, T, D), array(D, V, dtype="float32")), call, flops=2 * B * T * D * V)
+    return Problem((array(B, T, D), array(V, D, dtype="float32")), call, flops=2 * B * T * D * V)
   if kernel == "conv1d":
     width, channels = model.mamba_conv_width, model.mamba_heads * model.mamba_head_dim
     one = B * T * channels * jnp.dtype(model.dtype).itemsize

@@ -20,7 +20,7 @@ def batch():
 
 
 def output(aux):
-  hidden, unembedding = (jax.random.normal(jax.random.key(i), shape) for i, shape in enumerate(((2, 3, 4), (4, 8))))
+  hidden, unembedding = (jax.random.normal(jax.random.key(i), shape) for i, shape in enumerate(((2, 3, 4), (8, 4))))
   return Output(hidden, unembedding, None, None, aux, {})
 
 

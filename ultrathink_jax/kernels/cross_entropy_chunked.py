@@ -119,8 +119,8 @@ def _softmax(
 ) -> tuple[_Softmax, tuple[Float[Array, "N v B t"], Float[Array, "N B t"]] | None]:
   """Returns the softmax and, if kept, what gradients are made of: each block's powers and what they are relative to.
 
-  The powers have passed backward through the soft cap. They are float32 at any compute dtype: XLA on CPU copies the whole
-  array to put a block of bfloat16 into it.
+  The powers have passed backward through the soft cap. They are float32 at any compute dtype: XLA on CPU copies the
+  whole array to put a block of bfloat16 into it.
   """
 
   def read(softmax: _Softmax, block):

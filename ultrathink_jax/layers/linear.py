@@ -12,7 +12,6 @@ from jaxtyping import Array, Float
 
 from ultrathink_jax.kernels.matmul import matmul
 
-
 PROJECTED = "projected"  # what a projection returns, by which remat policies know it
 
 

@@ -155,7 +155,9 @@ def routing_losses(routing: Routing, is_token: Bool[Array, "B T"], num_experts: 
   load = jnp.sum(jax.nn.one_hot(routing.choices, num_experts) * token[..., None, None], axis=(1, 2))
   losses = [_level_losses(level, load, token) for level in routing.levels]
   zero = jnp.zeros(load.shape[0])
-  means = [sum(values, zero) / len(losses) for values in zip(*losses, strict=True)] if losses else [zero] * len(ROW_LOSSES)
+  means = (
+    [sum(values, zero) / len(losses) for values in zip(*losses, strict=True)] if losses else [zero] * len(ROW_LOSSES)
+  )
   return dict(zip(ROW_LOSSES, means, strict=True)) | {"load": load.sum(axis=0)}
 
 

@@ -7,7 +7,7 @@ def outside(embedding: str, final_norm: str) -> tuple[Row, ...]:
   return (
     row(f"{embedding}.weight", "embedding.table", transform=TABLE),
     row(f"{final_norm}.weight", "final_norm.scale", transform=FLAT),
-    row("lm_head.weight", "unembedding.kernel"),
+    row("lm_head.weight", "unembedding.kernel", transform=TABLE),
   )
 
 
