@@ -2,16 +2,17 @@
 
 Goal:     our hyper-parameters for the published name: 40 blocks in four periods.
 Command:  python -m ultrathink_jax.main --config=configs/ultra13b.py --workdir=runs/ultra13b
+Meshes:   configs/presets.py, as --config=configs/ultra13b.py:v5p-64
 Size:     13.2B parameters, 3.2B active
 Hardware: 16 GPUs of 80 GB with mesh.fsdp=16
 """
 
 from ml_collections import ConfigDict
 
-from configs import base
+from configs import base, presets
 
 
-def get_config() -> ConfigDict:
+def get_config(preset: str | None = None) -> ConfigDict:
   config = base.get_config()
   config.model.update(
     layers="(MMAFMMEMMAMME)x4",
@@ -34,4 +35,4 @@ def get_config() -> ConfigDict:
   config.train.update(steps=250_000, batch_size=128, sequence_length=8192)
   config.evaluate.every_steps = 1000
   config.checkpoint.every_steps = 1000
-  return config
+  return presets.lay_out(config, "ultra13b", preset)

@@ -2,16 +2,17 @@
 
 Goal:     the published hyper-parameters; pattern and expert width are chosen so that the size is true to the name.
 Command:  python -m ultrathink_jax.main --config=configs/ultra390b.py --workdir=runs/ultra390b
+Meshes:   configs/presets.py, as --config=configs/ultra390b.py:v5p-512
 Size:     398.5B parameters, 53.3B active
 Hardware: a pod of 512 chips or more; 6.4 TB of train state
 """
 
 from ml_collections import ConfigDict
 
-from configs import base
+from configs import base, presets
 
 
-def get_config() -> ConfigDict:
+def get_config(preset: str | None = None) -> ConfigDict:
   config = base.get_config()
   config.model.update(
     layers="(MMAFMMEMMAMMEMMAMME)x8",
@@ -34,4 +35,4 @@ def get_config() -> ConfigDict:
   config.train.update(steps=1_000_000, batch_size=512, sequence_length=8192)
   config.evaluate.every_steps = 1000
   config.checkpoint.every_steps = 1000
-  return config
+  return presets.lay_out(config, "ultra390b", preset)

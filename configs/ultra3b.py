@@ -2,16 +2,17 @@
 
 Goal:     the published hyper-parameters; pattern and expert width are chosen so that the size is true to the name.
 Command:  python -m ultrathink_jax.main --config=configs/ultra3b.py --workdir=runs/ultra3b
+Meshes:   configs/presets.py, as --config=configs/ultra3b.py:h100-8
 Size:     3.04B parameters, 1.28B active
 Hardware: 8 GPUs of 80 GB with mesh.fsdp=8; one of 141 GB with train.accumulation_steps=64
 """
 
 from ml_collections import ConfigDict
 
-from configs import base
+from configs import base, presets
 
 
-def get_config() -> ConfigDict:
+def get_config(preset: str | None = None) -> ConfigDict:
   config = base.get_config()
   config.model.update(
     layers="(MMMMAFMMME)x4",
@@ -34,4 +35,4 @@ def get_config() -> ConfigDict:
   config.train.update(steps=100_000, batch_size=64, sequence_length=8192, accumulation_steps=8)
   config.evaluate.every_steps = 1000
   config.checkpoint.every_steps = 1000
-  return config
+  return presets.lay_out(config, "ultra3b", preset)

@@ -2,16 +2,17 @@
 
 Goal:     the published hyper-parameters; pattern and expert width are chosen so that the size is true to the name.
 Command:  python -m ultrathink_jax.main --config=configs/ultra52b.py --workdir=runs/ultra52b
+Meshes:   configs/presets.py, as --config=configs/ultra52b.py:v5p-64
 Size:     52.0B parameters, 21.1B active
 Hardware: 64 GPUs of 80 GB with mesh.fsdp=64
 """
 
 from ml_collections import ConfigDict
 
-from configs import base
+from configs import base, presets
 
 
-def get_config() -> ConfigDict:
+def get_config(preset: str | None = None) -> ConfigDict:
   config = base.get_config()
   config.model.update(
     layers="(MMAFMMMMAMME)x8",
@@ -34,4 +35,4 @@ def get_config() -> ConfigDict:
   config.train.update(steps=500_000, batch_size=128, sequence_length=8192)
   config.evaluate.every_steps = 1000
   config.checkpoint.every_steps = 1000
-  return config
+  return presets.lay_out(config, "ultra52b", preset)

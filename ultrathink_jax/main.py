@@ -142,6 +142,8 @@ def _parse(argv: list[str], values: flags.FlagValues, holder: flags.FlagHolder) 
 def _explain(error: Exception, argv: list[str]) -> str:
   """Returns one line for what the flag parsers raise; for a key that does not exist, which argument it was in."""
   words = str(error.args[0] if error.args else error).replace("\\", "").replace("\n", " ")
+  if "Traceback" in words:  # of what get_config raised; its last part says why
+    return f"--config: {words.rsplit('Error: ', 1)[-1]}"
   missing = re.match(r"['\"]*(\w+)['\"]", words)
   if not isinstance(error, (AttributeError, KeyError)) or missing is None:
     return words

@@ -95,13 +95,12 @@ def describe(config: Config, workdir: Path) -> None:
 
 def plan(config: Config, workdir: Path, request: planning.Request, output: Path | None) -> None:
   """Prints what a train step needs and takes on devices that are not here, and writes plan.json and `output`."""
-  _recipe(config)
   report, text = planning.make_plan(config, request, _log)
   _log(text)
   workdir.mkdir(parents=True, exist_ok=True)
   _write(workdir / "plan.json", report)
   if output is not None:
-    output.write_text(f"# Plan: {workdir.name} on {request.topology}\n\n{text}\n")
+    output.write_text(f"# Plan: {workdir.name}\n\n{text}\n")
 
 
 def import_model(config: Config, source: Path, workdir: Path) -> None:
