@@ -16,7 +16,8 @@ TOTALS = {
   "mixtral_8x7b": 46_702_792_704, "mixtral_8x22b": 140_630_071_296,
 }  # fmt: skip
 ACTIVE = {"ultra3b": 1_281_559_808, "ultra13b": 3_207_503_872, "ultra52b": 21_123_934_208, "ultra390b": 53_326_364_672}
-CONFIGS = sorted(path.stem for path in (Path(__file__).parents[2] / "configs").glob("*.py"))
+FILES = (Path(__file__).parents[2] / "configs").glob("*.py")
+CONFIGS = sorted({path.stem for path in FILES} - {"presets"})
 
 
 @pytest.mark.parametrize("name", CONFIGS)

@@ -214,6 +214,7 @@ def test_layers_side_by_side_in_a_pipeline_stay_apart(letter):
     assert " conditional(" in text
 
 
+@pytest.mark.slow
 def test_a_whole_model_has_the_gradient_of_one_device():
   config = tiny_model()
   params, context = init_params(config, jax.random.key(0)), rows_of(ROWS)

@@ -27,7 +27,7 @@ MESHES = [
   {"pipe": 2, "tensor": 2, "context": 2},
   {"slices": 2, "data": 2, "fsdp": 2},
 ]
-QUICK = [("dense", {"pipe": 2, "tensor": 2, "context": 2}), ("hybrid", {"pipe": 2, "expert": 2, "fsdp": 2})]
+QUICK = [("dense", {"pipe": 2, "tensor": 2, "context": 2}), ("moe", {"pipe": 2, "expert": 2, "fsdp": 2})]
 
 
 def spelled(mesh):

@@ -8,7 +8,7 @@ from jax.sharding import AxisType
 
 from ultrathink_jax.errors import ConfigError
 from ultrathink_jax.plan.collectives import Collective
-from ultrathink_jax.plan.roofline import dollars, exchange_seconds, pipeline_bubble, roofline
+from ultrathink_jax.plan.roofline import dollars, exchange_seconds, roofline
 from ultrathink_jax.plan.topology import Link, axis_links, link_along, make_devices, parse, prepare
 
 
@@ -98,8 +98,5 @@ def test_a_step_takes_its_slowest_part_and_then_what_is_not_hidden():
   np.testing.assert_allclose([half.overlapped, half.serial], [6, 8])
 
 
-def test_bubble_and_price_by_hand():
-  assert pipeline_bubble(1, 4, 1) == 0
-  np.testing.assert_allclose(pipeline_bubble(4, 8, 1), 3 / 11)
-  np.testing.assert_allclose(pipeline_bubble(4, 8, 2), 3 / 19)
+def test_price_by_hand():
   np.testing.assert_allclose(dollars(1000, 3.6, 64, 4.2), 64 * 4.2)

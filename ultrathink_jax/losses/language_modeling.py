@@ -8,6 +8,7 @@ from jaxtyping import Array, Float
 
 from ultrathink_jax.config import LossConfig
 from ultrathink_jax.kernels.cross_entropy_chunked import cross_entropy_chunked
+from ultrathink_jax.parallel.sharding import constrain
 from ultrathink_jax.types import Batch, LossInfo, Output
 
 
@@ -18,7 +19,8 @@ def language_modeling_loss(output: Output, batch: Batch, config: LossConfig) -> 
   the routing losses `loss/NAME` unweighted, `loss/total`; `moe/load/PATH` [R, E] and `moe/dropped` count choices of
   experts.
   """
-  lm = cross_entropy_chunked(output.hidden, output.unembedding, batch.targets, batch.weights, output.soft_cap)
+  unembedding = constrain(output.unembedding, ("vocab", None))  # gathered once, not for every chunk
+  lm = cross_entropy_chunked(output.hidden, unembedding, batch.targets, batch.weights, output.soft_cap)
   metrics = {"loss/lm": lm}
   total = lm
   if output.aux:

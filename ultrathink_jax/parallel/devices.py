@@ -66,10 +66,12 @@ def compiler_options(dtype: str) -> dict[str, bool | str]:
   On CPU: maxima that need not carry NaN (sums still do), and XLA's own loops and float32 matrix products instead of
   YNNPACK fusions, whose products took twice as long inside a step and whose sums over a middle dim of six-dimensional
   arrays dominated it. bfloat16 products are YNNPACK's: nothing else reaches the processor's matrix units.
-  On TPU: exchanges of experts' rows that run beside products.
+  On TPU: exchanges of experts' rows and gathers of weights that run beside products.
   """
   if target_platform() == "tpu":
-    return {"xla_tpu_enable_async_all_to_all": "true"}
+    fusion = "xla_tpu_enable_async_collective_fusion"
+    options = (fusion, f"{fusion}_fuse_all_gather", f"{fusion}_multiple_steps", "xla_enable_async_all_gather")
+    return dict.fromkeys((*options, "xla_tpu_enable_async_all_to_all"), "true")
   if target_platform() != "cpu":
     return {}
   fusions = "LIBRARY_FUSION_TYPE_INDIVIDUAL_DOT" if dtype == "bfloat16" else ""

@@ -31,10 +31,11 @@ def make_mesh(config: Config, devices: Sequence[Any] | None = None) -> Mesh:
   sizes = axis_sizes(config.mesh, len(devices))
   check_division(config, sizes | {"data": sizes["data"] * config.mesh.slices})
   if config.mesh.slices == 1:
-    return jax.make_mesh(tuple(sizes.values()), tuple(sizes), axis_types=(AxisType.Auto,) * len(sizes), devices=devices)
-  return Mesh(
-    _across_slices(sizes, config.mesh.slices, devices), tuple(sizes), axis_types=(AxisType.Auto,) * len(sizes)
-  )
+    # An axis may be a part of a dim of a TPU's torus, as 8 is on 4 x 4 x 4.
+    laid = mesh_utils.create_device_mesh(tuple(sizes.values()), devices, allow_split_physical_axes=True)
+  else:
+    laid = _across_slices(sizes, config.mesh.slices, devices)
+  return Mesh(laid, tuple(sizes), axis_types=(AxisType.Auto,) * len(sizes))
 
 
 def axis_sizes(config: MeshConfig, num_devices: int) -> dict[str, int]:

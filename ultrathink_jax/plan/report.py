@@ -4,14 +4,12 @@ import dataclasses
 from typing import Any
 
 import jax
-from jax.sharding import Mesh
 
-from ultrathink_jax import __version__, patterns
+from ultrathink_jax import __version__
 from ultrathink_jax.config import Config
 from ultrathink_jax.kernels import backends
 from ultrathink_jax.models.counts import count_model, train_flops_per_token
-from ultrathink_jax.models.stack import num_micro_batches, rounds_of
-from ultrathink_jax.parallel.mesh import BATCH_AXES
+from ultrathink_jax.models.stack import bubble_of
 from ultrathink_jax.plan import collectives, roofline
 from ultrathink_jax.plan.collectives import Collective
 from ultrathink_jax.plan.compiled import Compiled, count_step_flops, target
@@ -44,6 +42,7 @@ def make_report(config: Config, topology: Topology, compiled: Compiled, price: f
     "kernels": kernels,
     "versions": {"ultrathink_jax": __version__, "jax": jax.__version__},
     "compile_seconds": compiled.seconds,
+    "compile_effort": jax.config.jax_exec_time_optimization_effort,
     "estimated_memory": dataclasses.asdict(compiled.plan.need) | {"total": compiled.plan.need.total},
     "chip_memory_bytes": topology.chip.memory_bytes,
     "refusal": compiled.refusal,
@@ -60,21 +59,6 @@ def make_report(config: Config, topology: Topology, compiled: Compiled, price: f
   return report
 
 
-def bubble_of(config: Config, mesh: Mesh) -> float:
-  """Returns the share of time that stages wait, over the groups of the model's pattern."""
-  stages = mesh.shape["pipe"]
-  if stages == 1:
-    return 0.0
-  ways = 1
-  for axis in BATCH_AXES:
-    ways *= mesh.shape[axis]
-  rows = config.train.batch_size // config.train.accumulation_steps
-  micro_batches = num_micro_batches(config.model, rows, ways)
-  groups = patterns.parse(config.model.layers, "ALMFE")
-  shares = [(len(run), roofline.pipeline_bubble(stages, micro_batches, len(run))) for run in rounds_of(groups)]
-  return sum(size * share for size, share in shares) / sum(size for size, _ in shares)
-
-
 def _collective_table(found: list[Collective]) -> list[dict[str, Any]]:
   table = collectives.by_kind_and_axes(found)
   return [{"kind": kind, "axes": list(axes), **values} for (kind, axes), values in table.items()]
@@ -88,7 +72,7 @@ def _speed(
   tokens = train.batch_size * train.sequence_length
   model = train_flops_per_token(config.model, count_model(config.model), train.sequence_length) * tokens / mesh.size
   links = axis_links(topology, mesh)
-  bubble = bubble_of(config, mesh)
+  bubble = bubble_of(config.model, train.batch_size // train.accumulation_steps, mesh.shape)
   times = roofline.roofline(topology, links, counted, traffic, found, bubble)
   ends = {}
   for name in ("overlapped", "serial"):

@@ -71,11 +71,6 @@ def exchange_seconds(each: Collective, links: dict[str, Link]) -> float:
   return each.moved_bytes * hops / (bandwidth * LINK_EFFICIENCY)
 
 
-def pipeline_bubble(stages: int, micro_batches: int, rounds: int) -> float:
-  """Returns the share of ticks in which a stage of a pipeline has nothing to do."""
-  return (stages - 1) / (micro_batches * rounds + stages - 1) if stages > 1 else 0.0
-
-
 def days(steps: int, step_seconds: float) -> float:
   return steps * step_seconds / 86400
 

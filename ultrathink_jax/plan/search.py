@@ -13,6 +13,7 @@ from jax.sharding import Mesh
 from ultrathink_jax import patterns
 from ultrathink_jax.config import Config, MeshConfig
 from ultrathink_jax.errors import ConfigError
+from ultrathink_jax.models.stack import bubble_of
 from ultrathink_jax.optimizers.optimizers import make_optimizer
 from ultrathink_jax.optimizers.schedules import make_schedule
 from ultrathink_jax.parallel.mesh import BATCH_AXES, check_division, make_mesh
@@ -21,7 +22,6 @@ from ultrathink_jax.plan import roofline
 from ultrathink_jax.plan.collectives import Collective
 from ultrathink_jax.plan.compiled import target
 from ultrathink_jax.plan.flops import count_flops
-from ultrathink_jax.plan.report import bubble_of
 from ultrathink_jax.plan.topology import Topology, axis_links
 from ultrathink_jax.platform import compiling_for
 from ultrathink_jax.recipes import RECIPES
@@ -187,7 +187,8 @@ def _estimator(
     flops = cost.flops * train.batch_size / mesh.size
     traffic = 8 * sharded + train.accumulation_steps * (6 * whole / 2 + 3 * activations)
     exchange = _exchange(config, sizes, sharded, whole)
-    times = roofline.roofline(topology, links, flops, traffic, exchange, bubble_of(config, mesh))
+    bubble = bubble_of(config.model, train.batch_size // train.accumulation_steps, mesh.shape)
+    times = roofline.roofline(topology, links, flops, traffic, exchange, bubble)
     return Candidate(config, round(memory), times.serial, memory <= _FIT * topology.chip.memory_bytes)
 
   return estimate

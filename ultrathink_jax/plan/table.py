@@ -47,7 +47,7 @@ def _head(report: dict[str, Any]) -> list[str]:
     f"Batch:    {report['batch_size']} x {report['sequence_length']:,} = {report['tokens_per_step']:,} tokens a step, "
     f"in {report['accumulation_steps']} micro-batches",
     f"Kernels:  {kernels or 'no choice'}",
-    f"Compiled: in {report['compile_seconds']:.0f} s, jax {report['versions']['jax']}",
+    f"Compiled: in {report['compile_seconds']:.0f} s, jax {report['versions']['jax']}" + _effort(report),
     f"Flags:    {format_flags(report)}",
   ]
 
@@ -122,3 +122,9 @@ def gib(size: float | int) -> str:
 
 def _number(size: float | int) -> str:
   return f"{size / 2**30:,.2f}"
+
+
+def _effort(report: dict[str, Any]) -> str:
+  if report["compile_effort"] >= 0:
+    return ", as a run is"
+  return ", with the least effort: a run gathers more beside its work (JAX_EXEC_TIME_OPTIMIZATION_EFFORT=0 compiles so)"

@@ -76,7 +76,8 @@ def prepare(topology: Topology) -> None:
     )
   # Machine code takes most of a compilation and says little about memory or exchange: at the least effort it takes a
   # sixth of the time, exchanges are the same, and temporaries were up to an eighth larger.
-  jax.config.update("jax_exec_time_optimization_effort", _EFFORT)
+  if "JAX_EXEC_TIME_OPTIMIZATION_EFFORT" not in os.environ:
+    jax.config.update("jax_exec_time_optimization_effort", _EFFORT)
   # The library asks the cloud what machine this is, complains where there is no answer, and would let one process at a
   # time have chips that are not here.
   os.environ["ALLOW_MULTIPLE_LIBTPU_LOAD"] = "1"
