@@ -311,6 +311,11 @@ class TrainConfig:
         f"choose accumulation_steps in {_divisors(self.batch_size)}"
       )
 
+  @property
+  def micro_batch_size(self) -> int:
+    """Sequences, over all devices, that one backward pass sees."""
+    return self.batch_size // self.accumulation_steps
+
 
 @dataclasses.dataclass(frozen=True)
 class EvaluateConfig:

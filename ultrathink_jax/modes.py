@@ -151,7 +151,7 @@ def _evaluator(config: Config, prepared: PreparedData, mesh: Mesh) -> Callable[[
   """Returns (params, number of batches or None for all) -> Evaluation on the validation split, by all processes."""
   sum_of_losses = perplexity.make_sum_of_losses(config.model)
   info = prepared.validation.info
-  rows = config.train.batch_size // config.train.accumulation_steps
+  rows = config.train.micro_batch_size
 
   def evaluation(params: Parameters, limit: int | None) -> Evaluation:
     length, share = config.train.sequence_length, rows_here(mesh, rows)

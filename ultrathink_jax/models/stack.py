@@ -3,7 +3,6 @@
 Letters: B batch  T length  D embed  R repeats of a period  M micro-batches  k periods of a stage.
 """
 
-import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -17,7 +16,7 @@ from ultrathink_jax.layers.linear import PROJECTED
 from ultrathink_jax.layers.router import ROW_LOSSES
 from ultrathink_jax.models.layer import LAYER_OUTPUT, Period, groups
 from ultrathink_jax.parallel.devices import scan_unroll
-from ultrathink_jax.parallel.mesh import BATCH_AXES, axis_size
+from ultrathink_jax.parallel.mesh import BATCH_AXES, axis_size, batch_ways
 from ultrathink_jax.parallel.pipeline import bubble_share, join, pipeline
 from ultrathink_jax.patterns import Group
 from ultrathink_jax.types import Context
@@ -70,7 +69,7 @@ def rounds_of(groups: Sequence[Group]) -> list[list[int]]:
 
 def bubble_of(config: ModelConfig, batch_size: int, mesh: Mapping[str, int]) -> float:
   """Returns the share of their time that stages wait in a pass of `batch_size` rows, over the layers of all groups."""
-  ways = math.prod(mesh[axis] for axis in BATCH_AXES)
+  ways = batch_ways(mesh)
   stages, micro_batches = mesh["pipe"], num_micro_batches(config, batch_size, ways)
   all_groups, waited, total = groups(config), 0.0, 0.0
   for run in rounds_of(all_groups):
@@ -93,7 +92,7 @@ def pipelined(
 
   Noise on routers is drawn for each micro-batch by itself.
   """
-  ways = math.prod(axis_size(axis) for axis in BATCH_AXES)
+  ways = batch_ways({axis: axis_size(axis) for axis in BATCH_AXES})
   micro_batches = num_micro_batches(config, x.shape[0], ways)
   noise = context.router_noise
   period = Period(group.letters, config)

@@ -3,7 +3,7 @@
 import contextlib
 import math
 import string
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -80,8 +80,8 @@ def check_division(config: Config, sizes: dict[str, int]) -> None:
       f"model.mamba_conv_width={model.mamba_conv_width} reads {model.mamba_conv_width - 1} before each; "
       f"choose a longer train.sequence_length or a smaller mesh.context"
     )
-  rows = config.train.batch_size // config.train.accumulation_steps
-  ways = math.prod(sizes[axis] for axis in BATCH_AXES)
+  rows = config.train.micro_batch_size
+  ways = batch_ways(sizes)
   if rows % ways:
     raise ConfigError(
       f"{rows} sequences (train.batch_size / train.accumulation_steps) do not divide over {ways} devices "
@@ -128,6 +128,11 @@ def _across_slices(sizes: dict[str, int], slices: int, devices: Sequence[Any]) -
     return mesh_utils.create_hybrid_device_mesh(tuple(sizes.values()), outer, devices)
   # Devices that do not tell their slice, as of several nodes of GPUs, come node by node.
   return np.asarray(devices).reshape(sizes["data"] * slices, *list(sizes.values())[1:])
+
+
+def batch_ways(sizes: Mapping[str, int]) -> int:
+  """Returns over how many devices the rows of a batch lie on a mesh of these axis sizes."""
+  return math.prod(sizes[axis] for axis in BATCH_AXES)
 
 
 def axis_size(axis: str) -> int:

@@ -6,7 +6,7 @@ import re
 from jax.sharding import Mesh
 
 from ultrathink_jax.config import Config
-from ultrathink_jax.parallel.mesh import BATCH_AXES
+from ultrathink_jax.parallel.mesh import batch_ways
 from ultrathink_jax.plan.collectives import Collective, Program, shape_bytes, shape_size
 
 _WORK = ("fusion", "convolution", "dot", "custom-call")
@@ -26,8 +26,8 @@ def exchange_lines(config: Config, mesh: Mesh, program: Program, found: list[Col
 def expert_buffer_size(config: Config, mesh: Mesh) -> int:
   """Returns the numbers in one device's buffer of routed rows, for one chunk of a micro-batch."""
   model, train = config.model, config.train
-  ways = math.prod(mesh.shape[axis] for axis in BATCH_AXES)
-  rows = train.batch_size // train.accumulation_steps // ways
+  ways = batch_ways(mesh.shape)
+  rows = train.micro_batch_size // ways
   tokens = rows * train.sequence_length // mesh.shape["context"] // model.expert_chunks
   choices, devices = tokens * model.experts_per_token, mesh.shape["expert"]
   if model.capacity_factor:

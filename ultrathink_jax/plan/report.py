@@ -72,7 +72,7 @@ def _speed(
   tokens = train.batch_size * train.sequence_length
   model = train_flops_per_token(config.model, count_model(config.model), train.sequence_length) * tokens / mesh.size
   links = axis_links(topology, mesh)
-  bubble = bubble_of(config.model, train.batch_size // train.accumulation_steps, mesh.shape)
+  bubble = bubble_of(config.model, train.micro_batch_size, mesh.shape)
   times = roofline.roofline(topology, links, counted, traffic, found, bubble)
   ends = {}
   for name in ("overlapped", "serial"):

@@ -16,7 +16,7 @@ from ultrathink_jax.errors import ConfigError
 from ultrathink_jax.models.stack import bubble_of
 from ultrathink_jax.optimizers.optimizers import make_optimizer
 from ultrathink_jax.optimizers.schedules import make_schedule
-from ultrathink_jax.parallel.mesh import BATCH_AXES, check_division, make_mesh
+from ultrathink_jax.parallel.mesh import batch_ways, check_division, make_mesh
 from ultrathink_jax.parallel.sharding import partition_spec
 from ultrathink_jax.plan import roofline
 from ultrathink_jax.plan.collectives import Collective
@@ -62,7 +62,7 @@ def candidates(config: Config, topology: Topology, devices: list[Any]) -> list[C
     try:
       on_mesh = dataclasses.replace(config, mesh=mesh_config)
       mesh = make_mesh(_least(on_mesh), devices)
-    except (ConfigError, NotImplementedError):  # the second where axes are no products of the torus's
+    except ConfigError:
       continue
     estimate = _estimator(topology, mesh, leaves, costs)
     for steps, remat in itertools.product(_divisors(config.train.batch_size), REMAT):
@@ -170,7 +170,7 @@ def _estimator(
 ) -> Callable[[Config], Candidate]:
   """Returns (config on `mesh`) -> its candidate."""
   sizes, links = mesh.shape, axis_links(topology, mesh)
-  ways = math.prod(sizes[axis] for axis in BATCH_AXES)
+  ways = batch_ways(sizes)
   share = lambda leaf, without=(): leaf.bytes / math.prod(sizes[a] for a in leaf.axes if a and a not in without)
   sharded = sum(share(leaf) for leaf in leaves)
   whole = sum(share(leaf, ("fsdp",)) for leaf in leaves)  # of one device, once gathered
@@ -178,7 +178,7 @@ def _estimator(
 
   def estimate(config: Config) -> Candidate:
     train, zero, cost = config.train, config.mesh.zero, costs[config.model.remat]
-    rows = train.batch_size // train.accumulation_steps / ways
+    rows = train.micro_batch_size / ways
     parameters = sharded if zero == 3 else whole
     gradients = (whole if zero == 1 else sharded) * (2 if train.accumulation_steps > 1 else 1)
     moments = 0 if config.optimizer.offload else 2 * sharded
@@ -187,7 +187,7 @@ def _estimator(
     flops = cost.flops * train.batch_size / mesh.size
     traffic = 8 * sharded + train.accumulation_steps * (6 * whole / 2 + 3 * activations)
     exchange = _exchange(config, sizes, sharded, whole)
-    bubble = bubble_of(config.model, train.batch_size // train.accumulation_steps, mesh.shape)
+    bubble = bubble_of(config.model, train.micro_batch_size, mesh.shape)
     times = roofline.roofline(topology, links, flops, traffic, exchange, bubble)
     return Candidate(config, round(memory), times.serial, memory <= _FIT * topology.chip.memory_bytes)
 
@@ -198,7 +198,7 @@ def _exchange(config: Config, sizes: Any, sharded: float | int, whole: float | i
   """Returns what a step exchanges, by what each axis is for: bytes are of one device."""
   model, train = config.model, config.train
   item, repeats = (2 if model.dtype == "bfloat16" else 4), train.accumulation_steps
-  ways = math.prod(sizes[axis] for axis in BATCH_AXES) * sizes["context"]
+  ways = batch_ways(sizes) * sizes["context"]
   tokens = train.batch_size * train.sequence_length / ways  # of one device in a step
   passes = 2 if model.remat == "none" else 3  # forward, backward, forward again
   letters = _letters(config)

@@ -22,7 +22,7 @@ from ultrathink_jax.train import loop
 def run_facts(config: Config, workdir: Path, devices: Devices, plan: loop.Plan, argv: list[str]) -> dict[str, Any]:
   """Returns what is known of a run before it begins, as run.json holds it."""
   count = count_model(config.model)
-  rows = config.train.batch_size // config.train.accumulation_steps
+  rows = config.train.micro_batch_size
   return {
     "name": workdir.name,
     "command": shlex.join(["python", "-m", "ultrathink_jax.main", *argv[1:]]),

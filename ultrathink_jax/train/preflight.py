@@ -14,7 +14,7 @@ from ultrathink_jax.kernels.cross_entropy_chunked import chunk_length
 from ultrathink_jax.models.language_model import LanguageModel, init_params
 from ultrathink_jax.models.layer import groups
 from ultrathink_jax.parallel.devices import Devices
-from ultrathink_jax.parallel.mesh import BATCH_AXES
+from ultrathink_jax.parallel.mesh import batch_ways
 from ultrathink_jax.types import Batch, Context, Recipe, TrainState
 
 _USABLE = 0.95  # share of a device's free memory that a run may plan to use
@@ -49,7 +49,7 @@ def memory_need(config: Config, recipe: Recipe, state: TrainState, shardings: Tr
   moments = _bytes_on_device(state.opt_state, shardings.opt_state)
   gradients = moments // 2 if config.mesh.zero == 2 else parameters
   accumulation = config.train.accumulation_steps
-  rows = max(1, config.train.batch_size // accumulation // _batch_ways(shardings))
+  rows = max(1, config.train.micro_batch_size // batch_ways(shardings.step.mesh.shape))
   return MemoryNeed(
     parameters,
     0 if config.optimizer.offload else moments,
@@ -78,23 +78,19 @@ def require_fit(
   )
 
 
-def _batch_ways(shardings: TrainState) -> int:
-  """Returns over how many devices the rows of a batch are split."""
-  return math.prod(shardings.step.mesh.shape[axis] for axis in BATCH_AXES)
-
-
 def _what_fits(
   config: Config, recipe: Recipe, state: TrainState, need: MemoryNeed, have: int, shardings: TrainState
 ) -> str:
   """Returns the smallest change that makes the run fit: more accumulation, then remat, then devices."""
-  batch_ways, axes = _batch_ways(shardings), shardings.step.mesh.shape
+  axes = shardings.step.mesh.shape
+  ways = batch_ways(axes)
   batch_size = config.train.batch_size
   recomputing = dataclasses.replace(config, model=dataclasses.replace(config.model, remat="full"))
   for changed, flag in ((config, ""), (recomputing, " --config.model.remat=full")):
     one_row = _activation_bytes(changed, recipe, state.params, 1, axes)
     rows = (have - need.optimizer - 3 * need.parameters) // one_row
-    steps = [k for k in range(1, batch_size + 1) if batch_size % (k * batch_ways) == 0]
-    steps = [k for k in steps if batch_size // (k * batch_ways) <= rows]
+    steps = [k for k in range(1, batch_size + 1) if batch_size % (k * ways) == 0]
+    steps = [k for k in steps if batch_size // (k * ways) <= rows]
     if steps:
       return f"--config.train.accumulation_steps={steps[0]}{flag} would fit, at the same batch"
   largest = have / need.state * sum(leaf.size for leaf in jax.tree.leaves(state.params))
