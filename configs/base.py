@@ -20,6 +20,9 @@ def get_config() -> ConfigDict:
         # none: keep every activation; full: keep the input of each period and recompute inside; named: keep what layers
         # add too; dots: keep what projections return too; offload: as named, in host memory
         "remat": "full",
+        # True: weights sharded over fsdp are gathered while the period before them is computed, forward and backward,
+        # and those of two periods are held at a time; False: each layer gathers its own
+        "gather_ahead": False,
         "pipe_micro_batches": 0,  # parts of a batch that pipeline stages work on in turn; 0: as many as rows allow
         "unroll": 0,  # periods written out per scan iteration; 0: all of them on CPU, 1 elsewhere
         "norm_epsilon": 1e-6,

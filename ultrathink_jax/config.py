@@ -70,6 +70,7 @@ class ModelConfig:
   tie_embeddings: bool
   dtype: str
   remat: str
+  gather_ahead: bool
   pipe_micro_batches: int
   unroll: int
   norm_epsilon: float
@@ -375,6 +376,18 @@ class Config:
   evaluate: EvaluateConfig
   checkpoint: CheckpointConfig
   generate: GenerateConfig
+
+  def __post_init__(self) -> None:
+    if self.model.gather_ahead and self.mesh.pipe != 1:
+      raise ConfigError(
+        f"model.gather_ahead=True with mesh.pipe={self.mesh.pipe}: a pipeline stage keeps its own order of work; "
+        "set model.gather_ahead=False or mesh.pipe=1"
+      )
+    if self.model.gather_ahead and self.model.remat == "none":
+      raise ConfigError(
+        "model.gather_ahead=True with model.remat='none' would keep gathered weights for the backward pass; "
+        "choose another model.remat"
+      )
 
   def to_json(self) -> str:
     return json.dumps(dataclasses.asdict(self), indent=2) + "\n"

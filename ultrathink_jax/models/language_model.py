@@ -18,7 +18,7 @@ from ultrathink_jax.layers.linear import Embedding, Unembedding
 from ultrathink_jax.layers.norm import RMSNorm
 from ultrathink_jax.layers.rope import rotation
 from ultrathink_jax.models.layer import MIXERS, groups, layer_names
-from ultrathink_jax.models.stack import pipelined, rounds_of, scanned
+from ultrathink_jax.models.stack import gathered_ahead, gathers_ahead, pipelined, rounds_of, scanned
 from ultrathink_jax.parallel.mesh import axis_size, without_mesh
 from ultrathink_jax.parallel.sharding import constrain
 from ultrathink_jax.types import Context, Output, Parameters
@@ -54,8 +54,13 @@ class LanguageModel(nn.Module):
     else:
       for index, group in enumerate(groups(config)):
         name = f"group_{index}"
-        stack = scanned(group, config, is_recomputed=config.remat != "none" and cache is None, name=name)
-        x, (new_cache[name], group_aux, group_taps) = stack(x, None if cache is None else cache[name], context)
+        if cache is None and not self.is_initializing() and gathers_ahead(group, config):
+          key = None if context.router_noise is None else self.make_rng("router")
+          x, group_aux = gathered_ahead(group, config, self.variables["params"][name], x, context, key)
+          group_taps = {}
+        else:
+          stack = scanned(group, config, is_recomputed=config.remat != "none" and cache is None, name=name)
+          x, (new_cache[name], group_aux, group_taps) = stack(x, None if cache is None else cache[name], context)
         x = constrain(x, ("batch", "length", None))
         aux |= {f"{name}/{layer}": values for layer, values in group_aux.items()}
         taps |= {f"{name}/{layer}": tap for layer, tap in group_taps.items()}

@@ -1,9 +1,10 @@
-"""A group of layers as one scan over its periods, or, on a mesh with stages, as a pipeline of them.
+"""A group of layers as one scan over its periods, with weights gathered ahead, or as a pipeline of them.
 
 Letters: B batch  T length  D embed  R repeats of a period  M micro-batches  k periods of a stage.
 """
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import jax
@@ -18,6 +19,8 @@ from ultrathink_jax.models.layer import LAYER_OUTPUT, Period, groups
 from ultrathink_jax.parallel.devices import scan_unroll
 from ultrathink_jax.parallel.mesh import BATCH_AXES, axis_size, batch_ways
 from ultrathink_jax.parallel.pipeline import bubble_share, join, pipeline
+from ultrathink_jax.parallel.prefetch import scan_gathering_ahead
+from ultrathink_jax.parallel.sharding import constrain_tree
 from ultrathink_jax.patterns import Group
 from ultrathink_jax.types import Context
 
@@ -80,6 +83,44 @@ def bubble_of(config: ModelConfig, batch_size: int, mesh: Mapping[str, int]) -> 
   return waited / total
 
 
+def gathers_ahead(group: Group, config: ModelConfig) -> bool:
+  """Returns whether the weights of a group are gathered a period ahead on the mesh that is set."""
+  return config.gather_ahead and group.repeats > 1 and axis_size("fsdp") > 1
+
+
+def gathered_ahead(
+  group: Group,
+  config: ModelConfig,
+  params: Any,
+  x: Float[Array, "B T D"],
+  context: Context,
+  key: Key[Array, ""] | None,
+) -> tuple[Float[Array, "B T D"], dict[str, Any]]:
+  """Returns x after the group whose stacked parameters are `params`, and the aux values, as a scan gives them."""
+  period = Period(group.letters, config)
+  boxed = jax.eval_shape(
+    lambda: period.init({"params": jax.random.key(0), "router": jax.random.key(0)}, x, None, context)
+  )
+  axes = jax.tree.map(
+    lambda leaf: leaf.names, boxed["params"], is_leaf=lambda leaf: isinstance(leaf, nn.meta.AxisMetadata)
+  )
+
+  def gather(weights: Any) -> Any:
+    weights = jax.tree_util.tree_map_with_path(partial(_as_used, jnp.dtype(config.dtype)), weights)
+    return constrain_tree(weights, axes, is_over_fsdp=False)
+
+  def scatter(gradient: Any) -> Any:
+    return constrain_tree(jax.tree.map(lambda g: g.astype(jnp.float32), gradient), axes, is_over_fsdp=True)
+
+  def settle(gradients: Any) -> Any:
+    stacked = jax.tree.map(lambda names: ("layers", *names), axes, is_leaf=lambda leaf: isinstance(leaf, tuple))
+    return constrain_tree(gradients, stacked, is_over_fsdp=True)
+
+  run_period = _period(group, config)
+  keys = jax.random.split(jax.random.key(0) if key is None else key, group.repeats)
+  return scan_gathering_ahead(run_period, gather, scatter, settle, params, x, keys, context)
+
+
 def pipelined(
   group: Group,
   config: ModelConfig,
@@ -95,21 +136,12 @@ def pipelined(
   ways = batch_ways({axis: axis_size(axis) for axis in BATCH_AXES})
   micro_batches = num_micro_batches(config, x.shape[0], ways)
   noise = context.router_noise
-  period = Period(group.letters, config)
-
-  def run_period(x: Array, inputs: tuple[Any, Any, Key[Array, ""]]) -> tuple[Array, Any]:
-    params, rows, key = inputs
-    rngs = {} if noise is None else {"router": key}
-    x, (_, aux, _) = period.apply({"params": params}, x, None, rows._replace(router_noise=noise), rngs=rngs)
-    return x, aux
-
-  if config.remat != "none":
-    run_period = jax.checkpoint(run_period, prevent_cse=False, policy=REMAT[config.remat])
+  run_period = _period(group, config)
 
   def stage(params: Any, x: Array, rows: Context, key: Key[Array, ""]) -> tuple[Array, Any]:
     num_periods = jax.tree.leaves(params)[0].shape[0]
-    keys = jax.random.split(key, num_periods)
-    return jax.lax.scan(lambda x, each: run_period(x, (each[0], rows, each[1])), x, (params, keys))
+    keys, rows = jax.random.split(key, num_periods), rows._replace(router_noise=noise)
+    return jax.lax.scan(lambda x, each: run_period(each[0], x, each[1], rows), x, (params, keys))
 
   if len(rounds) > 1 and micro_batches < axis_size("pipe"):  # stage 0 would wait for the last one: no round saves time
     aux = []
@@ -121,6 +153,25 @@ def pipelined(
   rows = context._replace(router_noise=None)
   x, aux = pipeline(stage, rounds, x, rows, micro_batches, jax.random.key(0) if key is None else key)
   return x, [{layer: _whole_batch(values) for layer, values in one.items()} for one in aux]
+
+
+def _period(group: Group, config: ModelConfig) -> Callable[[Any, Array, Key[Array, ""], Context], tuple[Array, Any]]:
+  """Returns (parameters of a period, x, key of its noise, context) -> (x, aux), recomputed as the remat policy says."""
+  period = Period(group.letters, config)
+
+  def run(params: Any, x: Array, key: Key[Array, ""], context: Context) -> tuple[Array, Any]:
+    rngs = {} if context.router_noise is None else {"router": key}
+    x, (_, aux, _) = period.apply({"params": params}, x, None, context, rngs=rngs)
+    return x, aux
+
+  return run if config.remat == "none" else jax.checkpoint(run, prevent_cse=False, policy=REMAT[config.remat])
+
+
+def _as_used(dtype: jnp.dtype, path: tuple, weight: Array) -> Array:
+  """Returns a parameter as its layer uses it: kernels, but those of routers, in the dtype of activations."""
+  names = [entry.key for entry in path]
+  is_cast = names[-1] == "kernel" and not names[-2].endswith("router")
+  return weight.astype(dtype) if is_cast else weight
 
 
 def _whole_batch(values: dict[str, Array]) -> dict[str, Array]:

@@ -108,8 +108,8 @@ def _starts_gather(program: Program, instruction) -> bool:
   return bool(called) and any(i.opcode == "all-gather" for i in program.computations.get(called[1], ()))
 
 
-def carried_gathers(program: Program) -> int:
-  """Returns how many all-gathers of loop bodies give what the body passes to its next turn."""
+def carried_gathers(program: Program, least_bytes: int = _MANY) -> int:
+  """Returns how many all-gathers of more than `least_bytes` give what a loop's body passes to its next turn."""
   count = 0
   for instructions in program.computations.values():
     for loop in (i for i in instructions if i.opcode == "while"):
@@ -119,13 +119,19 @@ def carried_gathers(program: Program) -> int:
       by_name = {i.name: i for i in body}
       for operand in re.findall(r"%([\w.\-]+)", body[-1].rest.split("metadata")[0]):
         source = _through(by_name, operand)
-        count += source is not None and shape_bytes(source.shape) > _MANY and source.opcode.startswith("all-gather")
+        count += (
+          source is not None and shape_bytes(source.shape) > least_bytes and source.opcode.startswith("all-gather")
+        )
   return count
 
 
 def _through(by_name: dict, name: str):
   """Returns the instruction that makes `name`, seen through copies."""
   instruction = by_name.get(name)
-  while instruction is not None and instruction.opcode in ("copy", "bitcast", "copy-done", "copy-start"):
-    instruction = by_name.get(re.findall(r"%([\w.\-]+)", instruction.rest)[0])
+  while instruction is not None:
+    operands = re.findall(r"%([\w.\-]+)", instruction.rest.partition(")")[0])
+    is_copy = instruction.opcode == "fusion" and len(operands) == 1  # if of a gather, which nothing computes with
+    if not (is_copy or instruction.opcode in ("copy", "bitcast", "copy-done", "copy-start")):
+      break
+    instruction = by_name.get(operands[0])
   return instruction
