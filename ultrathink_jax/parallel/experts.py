@@ -2,7 +2,8 @@
 
 A device gives every choice of its tokens a slot in a buffer of fixed size for the device of the chosen expert, buffers
 are exchanged all to all, experts run on what came, and their outputs travel back to the slots. Only chosen rows move:
-neither tokens nor kernels are gathered over the expert axis.
+neither tokens nor kernels are gathered over the expert axis. Over fsdp kernels are gathered in the dtype of
+activations, and their gradients summed and scattered in float32.
 
 Source: arXiv:2006.16668 (exchange, capacity per group of tokens).
 Letters: B batch  T length  t tokens of a device  K choices of a token  E experts  L experts of a device  D embed
@@ -19,7 +20,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from ultrathink_jax.parallel.mesh import axis_size
-from ultrathink_jax.parallel.sharding import on_each_device
+from ultrathink_jax.parallel.sharding import constrain, is_spread, on_each_device
 
 # (x [t, D], choices [t, K], gates [t, K], gate, up and down kernels, capacity) -> (y [t, D], is_computed [t, K])
 Compute = Callable[..., tuple[Array, Array]]
@@ -54,9 +55,10 @@ def experts_over_mesh(
   devices, slices = axis_size("expert"), axis_size("tensor")
 
   def run(x, choices, gates, kernels):
+    kernels = tuple(None if kernel is None else kernel.reshape(kernel.shape[-3:]) for kernel in kernels)
     arrays = [array.reshape(-1, array.shape[-1]) for array in (x, choices, gates)]
     if devices == 1:
-      y, is_computed = compute(*arrays, *kernels, _capacity(choices, up_kernel.shape[0], capacity_factor))
+      y, is_computed = compute(*arrays, *kernels, _capacity(choices, kernels[1].shape[0], capacity_factor))
     else:
       exchange = partial(_exchanged, compute, kernels, devices, capacity_factor, buffer_factor)
       parts = zip(*(jnp.array_split(array, min(chunks, arrays[0].shape[0])) for array in arrays), strict=True)
@@ -65,10 +67,45 @@ def experts_over_mesh(
       y = _sum_over_tensor(y.astype(jnp.float32))
     return y.astype(x.dtype).reshape(x.shape), is_computed.reshape(choices.shape)
 
-  rows, inward, outward = ("batch", "length", None), ("expert", None, "mlp"), ("expert", "mlp", None)
-  in_axes = rows, rows, rows, (None if gate_kernel is None else inward, inward, outward)
-  kernels = gate_kernel, up_kernel, down_kernel
-  return on_each_device(run, in_axes, (rows, rows))(x, choices, gates, kernels)
+  rows, inward, outward = ("batch", "length", None), ("expert", "embed", "mlp"), ("expert", "mlp", "embed")
+  kernels, layouts = [gate_kernel, up_kernel, down_kernel], [inward, inward, outward]
+  if is_spread():
+    kernels = [None if k is None else _copies(k, axes, x.dtype) for k, axes in zip(kernels, layouts, strict=True)]
+  layouts = [None if k is None else _copies_axes(axes) for k, axes in zip(kernels, layouts, strict=True)]
+  return on_each_device(run, (rows, rows, rows, layouts), (rows, rows))(x, choices, gates, kernels)
+
+
+_EACH = ("each_data", "each_fsdp", "each_context")
+
+
+def _copies_axes(axes: tuple[str, ...]) -> tuple[str | None, ...]:
+  return *_EACH, *(None if name == "embed" else name for name in axes)
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(1, 2))
+def _copies(kernel: Float[Array, "E _ _"], axes: tuple[str, ...], dtype: jnp.dtype) -> Float[Array, "_ _ _ E _ _"]:
+  """Returns the kernel in `dtype`, gathered over fsdp, as an array with a slice for each device that holds it.
+
+  A device's gradient is then that of its own slice, and stays with it until it is summed here: scattered over fsdp in
+  the same exchange, where one kernel for all would have its whole gradient summed on every device.
+  """
+  gathered = constrain(kernel.astype(dtype), _copies_axes(axes)[len(_EACH) :])
+  sizes = [axis_size(name.removeprefix("each_")) for name in _EACH]
+  return constrain(jnp.broadcast_to(gathered, (*sizes, *kernel.shape)), _copies_axes(axes))
+
+
+def _copies_forward(kernel, axes, dtype):
+  return _copies(kernel, axes, dtype), jnp.zeros((), kernel.dtype)
+
+
+def _copies_backward(axes, dtype, like, gradient):
+  gradient = jnp.sum(gradient.astype(jnp.float32), axis=2)
+  gradient = constrain(gradient, (*_EACH[:2], *_copies_axes(axes)[len(_EACH) :]))
+  gradient = constrain(jnp.sum(gradient, axis=1), (_EACH[0], *axes))
+  return (constrain(jnp.sum(gradient, axis=0), axes).astype(like.dtype),)
+
+
+_copies.defvjp(_copies_forward, _copies_backward)
 
 
 def _capacity(choices: Int[Array, "..."], num_experts: int, factor: float) -> int | None:

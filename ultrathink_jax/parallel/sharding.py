@@ -23,6 +23,10 @@ RULES: dict[str, tuple[str, ...] | str | None] = {
   "vocab": "tensor",
   "layers": "pipe",
   "state": None,
+  # of an array that has a slice for each device along an axis, as the copies of a gathered weight
+  "each_data": "data",
+  "each_fsdp": "fsdp",
+  "each_context": "context",
 }
 
 
@@ -39,14 +43,19 @@ def constrain(x: Array, axes: tuple[str | None, ...]) -> Array:
   return jax.lax.with_sharding_constraint(x, partition_spec(axes))
 
 
+def is_spread() -> bool:
+  """Returns whether a mesh of several devices is set."""
+  mesh = jax.sharding.get_abstract_mesh()
+  return not mesh.empty and mesh.size > 1
+
+
 def on_each_device(function: Callable[..., Any], in_axes: Any, out_axes: Any) -> Callable[..., Any]:
   """Returns `function` as run by every device on its own part of the arguments, whose logical axes are given.
 
   Inside, every mesh axis is manual: sizes are those of the parts, and devices meet only in collectives that `function`
   calls. Without a mesh of several devices it is `function`. None stands for an argument, or a result, that is None.
   """
-  mesh = jax.sharding.get_abstract_mesh()
-  if mesh.empty or mesh.size == 1:
+  if not is_spread():
     return function
   specs = lambda tree: jax.tree.map(partition_spec, tree, is_leaf=_is_axes)
   return jax.shard_map(function, in_specs=specs(in_axes), out_specs=specs(out_axes), check_vma=False)
