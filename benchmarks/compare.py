@@ -5,16 +5,18 @@
 How it is kept fair: benchmarks/peers.py says what the peer is given. Both sides have the same sizes (the numbers of
 parameters must agree), the same tokens, the same threads and the same environment. Each contestant lives in a process
 of its own that is warm (compiled, and run at least three times) and blocked on a pipe, using no processor, while
-another one runs. They take turns: a round lets each run for --seconds, and the ratio is taken round by round, so that
-whatever else the machine does hits all of them. The peer is its best form: that of the highest median.
+another one runs. Ours meets the forms of the peer one after another, so that no more than two models are in memory.
+The two take turns: a round lets each run for --seconds, and the ratio is taken round by round, so that whatever else
+the machine does hits both of them. The peer is its best form: that of the highest median.
 """
 
+import contextlib
 import multiprocessing
 import os
 import statistics
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from importlib.util import find_spec
 from multiprocessing.connection import Connection
 from typing import Any, NamedTuple
@@ -65,24 +67,37 @@ class Contestant(NamedTuple):
 
 
 class Outcome(NamedTuple):
-  """Tokens per second by contestant and round, and what contestants say of themselves."""
+  """What came of a case.
 
-  speeds: dict[str, list[float]]
+  Attributes:
+    rounds: (ours, theirs) of each round, tokens per second, by form of the peer.
+    alone: ours where no form of the peer runs.
+    facts: what contestants say of themselves.
+  """
+
+  rounds: dict[str, list[tuple[float, float]]]
+  alone: list[float]
   facts: dict[str, dict[str, Any]]
   failures: dict[str, str]
 
   @property
   def best_peer(self) -> str | None:
-    peers = [name for name in self.speeds if name != OURS]
-    return max(peers, key=lambda name: statistics.median(self.speeds[name]), default=None)
+    return max(self.rounds, key=lambda name: statistics.median(theirs for _, theirs in self.rounds[name]), default=None)
+
+  @property
+  def speeds(self) -> dict[str, list[float]]:
+    """Tokens per second by contestant; ours are those of the rounds with the best form of the peer."""
+    best = self.best_peer
+    ours = self.alone if best is None else [mine for mine, _ in self.rounds[best]]
+    return {OURS: ours} | {name: [theirs for _, theirs in rounds] for name, rounds in self.rounds.items()}
 
   @property
   def round_ratios(self) -> list[float]:
-    return [mine / theirs for mine, theirs in zip(self.speeds[OURS], self.speeds[self.best_peer], strict=True)]
+    return [mine / theirs for mine, theirs in self.rounds[self.best_peer]]
 
 
 def contestants(case: Case) -> list[Contestant]:
-  """Returns ours and every form of the peer, in the order in which they take turns."""
+  """Returns ours and every form of the peer, in the order in which it meets them."""
   found = [Contestant(OURS, OURS)]
   for is_compiled in (False, True) if case.task == "train" else (False,):
     for experts in EXPERT_FORMS[case.task] if case.kind == "moe" else (None,):
@@ -129,47 +144,82 @@ def _serve(connection: Connection, case: Case, contestant: Contestant) -> None:
 
 def compare(case: Case, rounds: int, seconds: float) -> Outcome:
   """Returns what every contestant reached. Raises RuntimeError where ours does not run."""
-  context = multiprocessing.get_context("spawn")
-  workers: dict[str, tuple[Connection, Any]] = {}
-  outcome = Outcome({}, {}, {})
-  try:
-    for contestant in contestants(case):
-      connection, other_end = context.Pipe()
-      process = context.Process(target=_serve, args=(other_end, case, contestant), daemon=True)
-      process.start()
-      other_end.close()
-      answer = _receive(connection)
-      if isinstance(answer, Exception):
-        outcome.failures[contestant.name] = str(answer).splitlines()[0]
-        process.join()
-      else:
-        workers[contestant.name] = connection, process
-        outcome.facts[contestant.name], outcome.speeds[contestant.name] = answer, []
-    if OURS in outcome.failures:
-      raise RuntimeError(f"{case.title}: ours does not run: {outcome.failures[OURS]}")
-    sizes = {name: facts["parameters"] for name, facts in outcome.facts.items()}
-    if len(set(sizes.values())) > 1:
-      raise RuntimeError(f"{case.title}: not the same model, the numbers of parameters are {sizes}")
-    for _ in range(rounds):
-      for name, (connection, _process) in workers.items():
-        connection.send(seconds)
-        answer = _receive(connection)
-        if isinstance(answer, Exception):
-          raise RuntimeError(f"{case.title}: {name} stopped: {answer}")
-        outcome.speeds[name].append(answer)
-  finally:
-    for connection, process in workers.values():
-      if process.is_alive():
-        connection.send(None)
-        process.join(timeout=30)
+  outcome = Outcome({}, [], {}, {})
+  ours, *peers = contestants(case)
+  with _running(case, ours) as (first, facts):
+    if isinstance(facts, Exception):
+      raise RuntimeError(f"{case.title}: ours does not run: {_line(facts)}")
+    outcome.facts[ours.name] = facts
+    for peer in peers:
+      with _running(case, peer) as (second, facts):
+        try:
+          outcome.rounds[peer.name] = _meet(first, second, outcome.facts[ours.name], facts, rounds, seconds)
+          outcome.facts[peer.name] = facts
+        except _PeerError as error:  # a form that cannot run is a line of the page, not the end of the others
+          outcome.failures[peer.name] = str(error)
+    if not outcome.rounds:
+      outcome.alone.extend(_turn(first, seconds) for _ in range(rounds))
   return outcome
+
+
+class _PeerError(Exception):
+  """Why a form of the peer does not run, one line."""
+
+
+def _meet(
+  ours: Connection, peer: Connection, our_facts: dict[str, Any], facts: Any, rounds: int, seconds: float
+) -> list[tuple[float, float]]:
+  """Returns (ours, theirs) of each round."""
+  if isinstance(facts, Exception):
+    raise _PeerError(_line(facts))
+  if facts["parameters"] != our_facts["parameters"]:
+    raise _PeerError(f"not the same model, it has {facts['parameters']} parameters and ours {our_facts['parameters']}")
+  results = []
+  for _ in range(rounds):
+    mine = _turn(ours, seconds)
+    try:
+      results.append((mine, _turn(peer, seconds)))
+    except RuntimeError as error:
+      raise _PeerError(_line(error)) from error
+  return results
+
+
+@contextlib.contextmanager
+def _running(case: Case, contestant: Contestant) -> Iterator[tuple[Connection, Any]]:
+  """Gives the connection to a warm contestant in a process of its own, and its facts or why it does not run."""
+  context = multiprocessing.get_context("spawn")
+  connection, other_end = context.Pipe()
+  process = context.Process(target=_serve, args=(other_end, case, contestant), daemon=True)
+  process.start()
+  other_end.close()
+  try:
+    yield connection, _receive(connection)
+  finally:
+    with contextlib.suppress(OSError):  # it has ended by itself
+      connection.send(None)
+    process.join(timeout=30)
+    process.kill()
+    process.join()
+
+
+def _turn(connection: Connection, seconds: float) -> float:
+  with contextlib.suppress(OSError):  # its process has ended, which the answer says
+    connection.send(seconds)
+  answer = _receive(connection)
+  if isinstance(answer, Exception):
+    raise answer
+  return answer
+
+
+def _line(error: Exception) -> str:
+  return next(iter(str(error).splitlines()), type(error).__name__)
 
 
 def _receive(connection: Connection) -> Any:
   """Returns the next answer, an exception where the process has ended instead (killed for memory, say)."""
   try:
     return connection.recv()
-  except EOFError:
+  except (EOFError, OSError):
     return RuntimeError("its process ended without an answer")
 
 

@@ -13,14 +13,39 @@ def case(task="train", kind="dense"):
 
 
 def test_the_ratio_is_to_the_best_peer_and_taken_by_round():
-  speeds = {OURS: [30.0, 20.0, 10.0], "torch eager": [10.0, 10.0, 10.0], "torch compiled": [15.0, 20.0, 5.0]}
-  outcome = Outcome(speeds, {name: {"parameters": 5} for name in speeds}, {"torch odd": "it has no such form"})
+  rounds = {
+    "torch eager": [(99.0, 10.0), (99.0, 10.0), (99.0, 10.0)],
+    "torch compiled": [(30.0, 15.0), (20.0, 20.0), (10.0, 5.0)],
+  }
+  facts = {name: {"parameters": 5} for name in (OURS, *rounds)}
+  outcome = Outcome(rounds, [], facts, {"torch odd": "it has no such form"})
   assert outcome.best_peer == "torch compiled"
   assert outcome.round_ratios == [2, 1, 2]
   text = page({case(): outcome})
   assert "| 20 | 15 | torch compiled | 1.33 | 2.00 (1.00 - 2.00) |" in text
   assert "torch odd does not run: it has no such form" in text
   assert "separate on both sides" in text
+
+
+def test_a_form_that_stops_is_a_line_of_the_page_and_ours_is_the_end():
+  class Runs:
+    def __init__(self, answers):
+      self.answers = iter(answers)
+
+    def send(self, _):
+      pass
+
+    def recv(self):
+      return next(self.answers)
+
+  facts, dead = {"parameters": 5}, RuntimeError("killed")
+  with pytest.raises(compare._PeerError, match="killed"):
+    compare._meet(Runs([1.0]), Runs([dead]), facts, facts, 2, 0.0)
+  with pytest.raises(compare._PeerError, match="not the same model"):
+    compare._meet(Runs([]), Runs([]), facts, {"parameters": 6}, 2, 0.0)
+  with pytest.raises(RuntimeError, match="killed"):
+    compare._meet(Runs([dead]), Runs([]), facts, facts, 2, 0.0)
+  assert compare._meet(Runs([1.0, 2.0]), Runs([3.0, 4.0]), facts, facts, 2, 0.0) == [(1, 3), (2, 4)]
 
 
 def test_experts_compete_in_every_form_and_decoding_in_one_more():
