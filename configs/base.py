@@ -91,9 +91,43 @@ def get_config() -> ConfigDict:
         "ssd_backend": "auto",  # reference, chunked, pallas; auto: the fastest here, logged
       },
       "data": {
-        "source": "stdlib",  # stdlib, synthetic or text:PATH (a file, a folder or a glob)
-        "tokenizer": "auto",  # auto, sentencepiece (trained on the training split), numbers, or a .model file
-        "validation_fraction": 0.05,  # share of the files held out, chosen by a hash of their names
+        # stdlib, synthetic, text:PATH, jsonl:PATH, parquet:PATH, arrayrecord:PATH, tfds:DIR, hf:NAME, code:PATH, or the
+        # name of a well-known corpus (c4, wikitext ...) that is prepared here
+        "source": "stdlib",
+        "mixture": (),  # instead of source, SOURCE=WEIGHT of several: ("stdlib=0.7", "text:notes=0.3")
+        "stages": (),  # weights of the mixture from a step on, STEP:WEIGHT,WEIGHT: ("1000:0.5,0.5",)
+        # bpe or unigram (SentencePiece, trained on training documents), bytes, numbers (of the synthetic source), or
+        # the path of a .model file, a tokenizer.json or a folder with one; auto: bpe, or numbers where it must be
+        "tokenizer": "auto",
+        "special_tokens": (),  # of a tokenizer that is trained: texts that are one token each, ("<|im_end|>",)
+        "validation_fraction": 0.05,  # share of the documents held out, chosen by a hash of their names
+        "format": "auto",  # of an entry: text, prompt_completion, messages, preference, label; auto: by its fields
+        "text_field": "text",  # of entries that are plain text
+        # of messages: chatml, plain, none, or the path of a Jinja file; auto: the one beside the tokenizer, else plain
+        "chat_template": "auto",
+        "on_error": "strict",  # strict: a bad entry ends the run; skip: it is counted and written to rejects.jsonl
+        "packing": "split",  # split: rows are cut from one long text; best_fit: documents that fit a row stay whole
+        "shuffle": True,
+        "length_stages": (),  # most tokens a document has in a row from a step on, STEP:TOKENS: ("0:128", "500:512")
+        "workers": 0,  # processes that prepare data; 0: one for each core
+      },
+      "quality": {  # documents that are left out, with counted reasons; 0, False or () turns a rule off
+        "min_chars": 0,
+        "max_chars": 0,
+        "min_alphanumeric": 0.0,  # share of the characters that are letters, digits or white space
+        "max_punctuation": 0.0,  # share of the characters that are punctuation or symbols
+        "max_repetition": 0.0,  # share of repeated lines, and of repeated runs of 10 words; 0.3 is mild
+        "scripts": (),  # Unicode names: ("Latin", "Cyrillic")
+        "min_script": 0.8,  # share of the letters that are of these scripts
+        "languages": (),  # as ("en", "de"); needs the extra `languages`
+        "min_language": 0.8,  # how sure it must be
+        "max_line_chars": 0,
+        "max_mean_line_chars": 0,
+        "scrub_secrets": False,  # True: keys, tokens and passwords are replaced by markers
+        "scrub_contacts": False,  # True: e-mail and IP addresses are
+        "duplicate_similarity": 0.0,  # of documents this similar (Jaccard) one is kept; 1: exact duplicates only
+        "decontaminate": (),  # evaluation files; documents that share a run of words with them are left out
+        "decontamination_words": 13,
       },
       "mesh": {  # devices along each axis; -1: all that are left
         "slices": 1,  # groups of devices with a slow network between them; the data axis crosses it

@@ -15,11 +15,15 @@ jaxtyping.install_import_hook("ultrathink_jax", "beartype.beartype")
 
 import dataclasses
 
+import hypothesis
 import jax.numpy as jnp
 
 from configs import base
 from ultrathink_jax.config import Config, ModelConfig, from_mapping
 from ultrathink_jax.types import Context
+
+hypothesis.settings.register_profile("tests", deadline=None, database=None)  # machines may be busy
+hypothesis.settings.load_profile("tests")
 
 
 def tiny_model(**changes) -> ModelConfig:

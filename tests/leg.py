@@ -13,7 +13,8 @@ from pathlib import Path
 import jax
 import numpy as np
 
-from ultrathink_jax import data, main
+from ultrathink_jax import main
+from ultrathink_jax.data.prepare import open_prepared
 from ultrathink_jax.parallel import processes
 from ultrathink_jax.parallel.devices import configure_jax, describe_devices
 from ultrathink_jax.parallel.placement import gather
@@ -63,7 +64,7 @@ def run(path, data_directory, workdir, steps, flags):
   config = dataclasses.replace(config, evaluate=dataclasses.replace(config.evaluate, every_steps=0))
   recipe = RECIPES[config.recipe](config)
   plan = loop.make_plan(config, recipe, describe_devices())
-  prepared = data.open_prepared(data_directory)
+  prepared = open_prepared(data_directory)
   said, read = {}, {}
   state = restored(plan, workdir)
   if state is not None:

@@ -108,6 +108,28 @@ def test_a_killed_run_resumes_to_the_same_bits(config, finished, tmp_path):
     np.testing.assert_array_equal(load_file(tmp_path / "b" / "model.safetensors")[name], tensor)
 
 
+def test_data_is_shown_without_any_device(config, tmp_path):
+  environment = os.environ | {"JAX_PLATFORMS": "none"}  # which ends whatever looks for a device
+  result = subprocess.run(
+    command(config, tmp_path / "x", "--mode=data"), capture_output=True, text=True, cwd=ROOT, env=environment
+  )
+  assert result.returncode == 0, result.stderr
+  assert "the run   60 steps of 8 x 32 = 15,360 positions" in result.stdout
+  assert "[begins]" in result.stdout
+  facts = json.loads((tmp_path / "x" / "data.json").read_text())
+  assert facts["splits"]["train"]["documents"] + facts["splits"]["validation"]["documents"] == 40
+  assert "<h1>x</h1>" in (tmp_path / "x" / "data.html").read_text()
+
+
+def test_other_data_does_not_replace_the_tokenizer_of_a_run(config, finished):
+  workdir, _ = finished
+  before = (workdir / "data" / "tokenizer" / "tokenizer.model").read_bytes()
+  result = run(config, workdir, "--mode=data", "--config.data.source=stdlib")
+  assert result.returncode == 2
+  assert "data.source was" in result.stderr
+  assert (workdir / "data" / "tokenizer" / "tokenizer.model").read_bytes() == before
+
+
 def test_the_same_command_on_a_finished_run_trains_no_more(config, finished):
   workdir, _ = finished
   before = (workdir / "metrics.jsonl").read_bytes()

@@ -2,6 +2,8 @@
 
     python -m ultrathink_jax.main --config=configs/NAME.py --workdir=DIR [--mode=MODE] [--config.section.key=value ...]
 
+Mode data shows what training would read, which needs no device.
+
 Heavy imports wait until the command line is known to be right.
 """
 
@@ -19,7 +21,8 @@ from ultrathink_jax.config import Config, from_mapping
 from ultrathink_jax.errors import ConfigError, UserError, report
 
 _NEED_NO_CONFIG = ("import", "export")
-MODES = ("train", "evaluate", "generate", "describe", "plan", *_NEED_NO_CONFIG)
+_OF_SEVERAL_PROCESSES = ("train", "evaluate", "data")
+MODES = (*_OF_SEVERAL_PROCESSES, "generate", "describe", "plan", *_NEED_NO_CONFIG)
 
 
 def _define_flags(argv: list[str]) -> tuple[flags.FlagValues, flags.FlagHolder]:
@@ -80,11 +83,11 @@ def _run(argv: list[str]) -> int:
 
   configure_jax()
   places = {name: values[name].value for name in processes.VARIABLES}
-  if values.mode in ("train", "evaluate"):
+  if values.mode in _OF_SEVERAL_PROCESSES:
     with processes.joined(places, os.environ, values.debug):
       from ultrathink_jax import modes
 
-      modes.train(config, workdir, argv) if values.mode == "train" else modes.evaluate(config, workdir)
+      modes.train(config, workdir, argv) if values.mode == "train" else getattr(modes, values.mode)(config, workdir)
     return 0
   if given := [f"--{name}={value}" for name, value in places.items() if value is not None]:
     raise ConfigError(f"mode {values.mode} runs in one process; leave {' '.join(given)} away")

@@ -2,6 +2,7 @@
 
 import dataclasses
 import difflib
+import sys
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -10,10 +11,11 @@ from typing import Any
 import jax
 from jax.sharding import Mesh
 
-from ultrathink_jax import api, data
+from ultrathink_jax import api
 from ultrathink_jax.config import Config
-from ultrathink_jax.data import PreparedData
+from ultrathink_jax.data import prepare as preparing
 from ultrathink_jax.data.loader import validation_batches
+from ultrathink_jax.data.prepare import PreparedData
 from ultrathink_jax.errors import ConfigError
 from ultrathink_jax.evaluate import perplexity
 from ultrathink_jax.evaluate.perplexity import Evaluation
@@ -26,7 +28,9 @@ from ultrathink_jax.parallel.processes import agreed, barrier, is_first, num_pro
 from ultrathink_jax.parallel.sharding import tree_shardings
 from ultrathink_jax.plan import planning
 from ultrathink_jax.recipes import RECIPES
-from ultrathink_jax.report import html
+from ultrathink_jax.report import data_page, html
+from ultrathink_jax.report.data import inspect
+from ultrathink_jax.report.data_text import format_inspection, marks_for
 from ultrathink_jax.report.describe import describe as description
 from ultrathink_jax.report.describe import format_description
 from ultrathink_jax.report.facts import data_facts, gzip_bits_per_byte, headline, run_facts
@@ -48,7 +52,7 @@ def train(config: Config, workdir: Path, argv: list[str]) -> None:
   facts = run_facts(config, workdir, devices, plan, argv)
   _log(headline(facts, plan))
   prepared = _prepare(config, workdir)
-  facts["data"] = data_facts(config, prepared)
+  facts["data"] = data_facts(prepared)
   evaluation = _evaluator(config, prepared, plan.mesh)
   _write(workdir / "run.json", read_json(workdir / "run.json") | facts)
   outcome = loop.train(
@@ -68,6 +72,8 @@ def train(config: Config, workdir: Path, argv: list[str]) -> None:
 
 def evaluate(config: Config, workdir: Path) -> None:
   """Evaluates the newest checkpoint on the whole validation split and writes evaluation.json."""
+  if is_first() and (workdir / "config.json").exists():
+    claim(workdir, config)  # other data would replace the tokenizer of a trained model
   prepared = _prepare(config, workdir)
   mesh = make_mesh(config)
   shardings = tree_shardings(mesh, _recipe(config).axes)
@@ -75,7 +81,7 @@ def evaluate(config: Config, workdir: Path) -> None:
   result = _evaluator(config, prepared, mesh)(params, None)
   gzip_bits = gzip_bits_per_byte(prepared)
   _log(_format_result(result, gzip_bits))
-  values = {"step": step, **result._asdict(), "gzip_bits_per_byte": gzip_bits, "data": data_facts(config, prepared)}
+  values = {"step": step, **result._asdict(), "gzip_bits_per_byte": gzip_bits, "data": data_facts(prepared)}
   _write(workdir / "evaluation.json", values)
 
 
@@ -84,6 +90,22 @@ def generate(config: Config, workdir: Path, prompts: list[str]) -> None:
   model = dataclasses.replace(api.load(workdir), sampling=config.generate)
   for prompt, completion in zip(prompts, model.generate(prompts), strict=True):
     print(prompt + completion)
+
+
+def data(config: Config, workdir: Path) -> None:
+  """Prepares what training reads, prints what it is like and writes data.json and data.html."""
+  if not is_first():
+    return
+  if (workdir / "config.json").exists():
+    claim(workdir, config)  # other data would replace the tokenizer of a trained model
+  directory = workdir / api.DATA_DIRECTORY
+  prepared = preparing.prepare(config.data, config.model.vocab_size, directory, _log, config.quality)
+  found = inspect(config, prepared, directory, workdir.resolve().name)
+  _write(workdir / "data.json", found)
+  page = data_page.write(workdir / "data.html", found, config)
+  text = format_inspection(found, marks_for(sys.stdout))
+  _log(text.encode(sys.stdout.encoding, "replace").decode(sys.stdout.encoding))  # a terminal may lack characters
+  _log(f"[data] {page}")
 
 
 def describe(config: Config, workdir: Path) -> None:
@@ -127,9 +149,11 @@ def _recipe(config: Config) -> Recipe:
 
 def _prepare(config: Config, workdir: Path) -> PreparedData:
   directory = workdir / api.DATA_DIRECTORY
-  prepared = data.prepare(config.data, config.model.vocab_size, directory, _log) if is_first() else None
+  prepared = None
+  if is_first():
+    prepared = preparing.prepare(config.data, config.model.vocab_size, directory, _log, config.quality)
   barrier("data")
-  prepared = prepared or data.open_prepared(directory)
+  prepared = prepared or preparing.open_prepared(directory)
   if not len(prepared.validation):
     raise ConfigError(
       f"data.validation_fraction={config.data.validation_fraction} leaves nothing to evaluate on; choose a larger one"
@@ -150,15 +174,15 @@ def _write(path: Path, values: dict[str, Any]) -> None:
 def _evaluator(config: Config, prepared: PreparedData, mesh: Mesh) -> Callable[[Parameters, int | None], Evaluation]:
   """Returns (params, number of batches or None for all) -> Evaluation on the validation split, by all processes."""
   sum_of_losses = perplexity.make_sum_of_losses(config.model)
-  info = prepared.validation.info
+  store = prepared.validation
   rows = config.train.micro_batch_size
 
   def evaluation(params: Parameters, limit: int | None) -> Evaluation:
     length, share = config.train.sequence_length, rows_here(mesh, rows)
-    batches = validation_batches(prepared.validation, prepared.tokenizer, rows, length, limit, share)
+    batches = validation_batches(store, prepared.tokenizer, rows, length, limit, share)
     placed = (place(mesh, batch, rows) for batch in batches)
     with jax.set_mesh(mesh):
-      return perplexity.evaluate(sum_of_losses, params, placed, info.text_bytes / (info.tokens + info.documents))
+      return perplexity.evaluate(sum_of_losses, params, placed, store.text_bytes / (store.num_tokens + len(store)))
 
   return evaluation
 
@@ -178,7 +202,7 @@ def _sample(config: Config, prepared: PreparedData, params: Parameters) -> list[
   """Returns how the model continues the first validation documents."""
   long_enough = [i for i, n in enumerate(prepared.validation.lengths) if n >= 2 * _SAMPLE_PROMPT_TOKENS]
   prompts = [
-    prepared.tokenizer.decode(prepared.validation[i][:_SAMPLE_PROMPT_TOKENS].tolist())
+    prepared.tokenizer.decode(prepared.validation.example(i).tokens[:_SAMPLE_PROMPT_TOKENS].tolist())
     for i in long_enough[:_NUM_SAMPLES]
   ] or [""]
   model = api.Model(config.model, params, prepared.tokenizer, config.generate)

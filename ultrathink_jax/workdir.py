@@ -11,8 +11,9 @@ from ultrathink_jax.errors import ConfigError
 # Sections and keys that change how a run is computed and watched, not what is trained.
 _FREE_SECTIONS = ("mesh", "evaluate", "checkpoint", "generate")
 _FREE_KEYS = (
-  *("train.log_every_steps", "optimizer.offload", "model.remat", "model.unroll", "model.pipe_micro_batches"),
-  *("model.expert_chunks", "model.attention_backend", "model.ssd_backend", "model.experts_backend"),
+  *("data.workers", "train.log_every_steps", "optimizer.offload", "model.remat", "model.gather_ahead"),
+  *("model.unroll", "model.pipe_micro_batches", "model.expert_chunks"),
+  *("model.attention_backend", "model.ssd_backend", "model.experts_backend"),
 )
 
 
@@ -21,7 +22,8 @@ def claim(workdir: Path, config: Config) -> None:
   path = workdir / "config.json"
   if path.exists():
     before, now = (_flatten(values) for values in (read_json(path), json.loads(config.to_json())))
-    changed = [key for key in now if now[key] != before.get(key) and not _is_free(key)]
+    # A key that the run does not know came after it: its default is what the run was made with.
+    changed = [key for key in now if now[key] != before.get(key, now[key]) and not _is_free(key)]
     if [step.name for step in (workdir / "checkpoints").glob("[0-9]*")] == ["0"]:  # imported, and not trained yet
       changed = [key for key in changed if key.startswith("model.") or key == "data.tokenizer"]
     if changed:

@@ -1,8 +1,12 @@
 """A folder of small text files and the data prepared from it."""
 
+import dataclasses
 import random
 
 import pytest
+
+from configs.base import get_config
+from ultrathink_jax.config import from_mapping
 
 _WORDS = ("alpha", "beta", "gamma", "delta", "def", "return", "self", "if", "else", "None", "True", "while", "import")
 
@@ -26,11 +30,15 @@ def messages():
   return []
 
 
+def data_config(source, **changes):
+  """Returns the section of the defaults for `source`, a tenth of it held out."""
+  defaults = from_mapping(get_config().to_dict()).data
+  return dataclasses.replace(defaults, source=source, **{"validation_fraction": 0.1, "workers": 1} | changes)
+
+
 @pytest.fixture(scope="session")
 def prepared(text_folder, tmp_path_factory):
   """The data of `text_folder`, a tenth of it held out."""
-  from ultrathink_jax.config import DataConfig
-  from ultrathink_jax.data import prepare
+  from ultrathink_jax.data.prepare import prepare
 
-  config = DataConfig(f"text:{text_folder}", "auto", 0.1)
-  return prepare(config, 512, tmp_path_factory.mktemp("data"), [].append)
+  return prepare(data_config(f"text:{text_folder}"), 512, tmp_path_factory.mktemp("data"), [].append)

@@ -6,13 +6,9 @@ import json
 
 import pytest
 
-from ultrathink_jax.data.tokenizer import (
-  JsonTokenizer,
-  NumbersTokenizer,
-  SentencePieceTokenizer,
-  load_tokenizer,
-  train_sentencepiece,
-)
+from ultrathink_jax.data.json_tokenizer import JsonTokenizer
+from ultrathink_jax.data.sentence_piece import SentencePieceTokenizer, train_sentencepiece
+from ultrathink_jax.data.tokenizer import BytesTokenizer, NumbersTokenizer, load_tokenizer
 from ultrathink_jax.errors import ConfigError, DataError
 
 TEXTS = [f"def f{i}(x):\n    if x > {i}:\n        return x * {i}\n\treturn 'ä'\r\n" for i in range(300)]
@@ -58,6 +54,30 @@ def test_no_text_encodes_to_a_control_symbol(tokenizer):
 
 def test_pieces_cross_line_ends_and_indentation(tokenizer):
   assert len(tokenizer.encode(":\n        return x")) <= 4
+
+
+def test_a_unigram_model_is_exact_too(tmp_path):
+  unigram = train_sentencepiece(TEXTS, 320, tmp_path, "unigram")
+  assert unigram.vocab_size == 320
+  for text in NASTY + TEXTS[:2]:
+    assert unigram.decode(unigram.encode(text)) == text
+
+
+def test_a_special_token_is_one_token_wherever_it_is_spelled(tmp_path):
+  special = train_sentencepiece(TEXTS, 400, tmp_path, special_tokens=("<fim_middle>", "<|im_end|>"))
+  text = "if x<fim_middle>\n<|im_end|>else"
+  ids = special.encode(text)
+  assert special.decode(ids) == text
+  assert sum(special.piece(i) in ("<fim_middle>", "<|im_end|>") for i in ids) == 2
+
+
+def test_bytes_are_tokens(tmp_path):
+  BytesTokenizer().save(tmp_path)
+  tokenizer = load_tokenizer(tmp_path)
+  for text in NASTY:
+    ids = tokenizer.encode(text)
+    assert bytes(ids) == text.encode()
+    assert tokenizer.decode([tokenizer.bos_id, *ids, tokenizer.eos_id]) == text
 
 
 def test_training_twice_gives_the_same_model(tokenizer, tmp_path):

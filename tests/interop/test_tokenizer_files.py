@@ -5,7 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from ultrathink_jax.data.tokenizer import JsonTokenizer, NumbersTokenizer, load_tokenizer, train_sentencepiece
+from ultrathink_jax.data.json_tokenizer import JsonTokenizer
+from ultrathink_jax.data.sentence_piece import train_sentencepiece
+from ultrathink_jax.data.tokenizer import NumbersTokenizer, load_tokenizer
 from ultrathink_jax.interop import tokenizer_files
 from ultrathink_jax.interop.tokenizer_files import save_for_transformers
 

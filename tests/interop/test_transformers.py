@@ -12,7 +12,7 @@ import pytest
 from tests.conftest import tiny_model
 from tests.interop.conftest import NAMES, load_fixture
 from ultrathink_jax.api import Model
-from ultrathink_jax.data.tokenizer import train_sentencepiece
+from ultrathink_jax.data.sentence_piece import train_sentencepiece
 from ultrathink_jax.interop import huggingface
 from ultrathink_jax.models.language_model import LanguageModel, init_params, logits, single_documents
 

@@ -12,7 +12,8 @@ import ultrathink_jax
 from tests.conftest import tiny_model
 from tests.interop.conftest import FIXTURES, load_fixture
 from ultrathink_jax import main
-from ultrathink_jax.data.tokenizer import load_tokenizer, train_sentencepiece
+from ultrathink_jax.data.sentence_piece import train_sentencepiece
+from ultrathink_jax.data.tokenizer import load_tokenizer
 from ultrathink_jax.errors import CheckpointError, ConfigError
 from ultrathink_jax.models.language_model import init_params
 from ultrathink_jax.train.checkpoint import Checkpoints

@@ -1,60 +1,100 @@
-"""Documents, where they come from, and which of them are held out for validation."""
+"""What flows from a source to the tokens on disk: records as they lie there, and the documents made of them."""
 
 import hashlib
-from collections.abc import Callable, Sequence
-from typing import NamedTuple, Protocol, runtime_checkable
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple, Protocol, runtime_checkable
+
+_EXCERPT_CHARS = 200
+
+
+class Record(NamedTuple):
+  """One entry of a source.
+
+  Attributes:
+    where: FILE:LINE, FILE#RECORD or PATH, relative to what the source names; the same on every machine. It is what
+      people are told, the name of the document made of the entry, and so decides its split.
+    fields: what the entry holds, by name; a plain text has the one field that the configuration names.
+  """
+
+  where: str
+  fields: Mapping[str, Any]
+
+
+class Reject(NamedTuple):
+  """An entry that cannot be used: `reason` is one line, `excerpt` the start of what was there."""
+
+  where: str
+  reason: str
+  excerpt: str = ""
+
+
+class Part(NamedTuple):
+  """A stretch of text of which the model learns every token or none; it is tokenized by itself."""
+
+  text: str
+  is_learned: bool = True
 
 
 class Document(NamedTuple):
-  """A text that is one training example; `name` is stable across machines and decides its split."""
+  """One training example.
 
-  text: str
+  Attributes:
+    name: stable across machines; decides the split.
+    sequences: one for most formats, chosen and rejected for preferences; each is its parts, in order.
+    label: of an unpaired preference, whether the answer is a good one.
+  """
+
   name: str
+  sequences: tuple[tuple[Part, ...], ...]
+  label: bool | None = None
+
+  @property
+  def text(self) -> str:
+    """The text of all sequences, which filters and statistics look at."""
+    return "\n".join("".join(part.text for part in sequence) for sequence in self.sequences)
+
+
+def plain(name: str, text: str) -> Document:
+  """Returns a document of which every token is learned."""
+  return Document(name, ((Part(text),),))
 
 
 @runtime_checkable
-class Source(Protocol):
-  """Documents of one split, by random access."""
+class Shard(Protocol):
+  """A part of a corpus that is read by itself, in order, by any process: it can be pickled.
 
-  def __len__(self) -> int: ...
+  `name` is the same on every machine and no two shards of a corpus share one; `num_bytes` is about how much there is to
+  read.
+  """
 
-  def __getitem__(self, index: int) -> Document: ...
+  name: str
+  num_bytes: int
 
-
-class Splits(NamedTuple):
-  """The opened documents of a corpus; `num_skipped` files of it are not text."""
-
-  train: Source
-  validation: Source
-  num_skipped: int
+  def read(self) -> Iterator[Record | Reject]: ...
 
 
 class Corpus(NamedTuple):
-  """Documents that are not read yet.
+  """Entries that are not read yet.
 
   Attributes:
-    identity: differs whenever the documents may differ, found without reading them.
-    open: reads, checks and splits them; the slow part.
+    identity: differs whenever the entries may differ, found without reading them.
+    open: lists the shards, by the split they belong to; under "" where the split of each document is found by its name.
   """
 
   identity: str
-  open: Callable[[], Splits]
+  open: Callable[[], Mapping[str, Sequence[Shard]]]
 
 
-def split(names: Sequence[str], validation_fraction: float) -> tuple[list[int], list[int]]:
-  """Returns the indices of the training and of the validation documents, each ordered by a hash of the name.
+class BadRecordError(ValueError):
+  """An entry from which no document can be made; its text is the reason, one line."""
 
-  The order makes every prefix of a split a random sample of it. A document changes sides only when its own name or
-  the fraction changes, with one exception: of two or more documents each side gets at least one (the validation side
-  only where the fraction is above 0).
-  """
-  scores = [score(name) for name in names]
-  order = sorted(range(len(names)), key=lambda i: (scores[i], names[i]))
-  num_validation = sum(value < validation_fraction for value in scores)
-  num_validation = min(max(num_validation, int(validation_fraction > 0)), max(len(names) - 1, 0))
-  return order[num_validation:], order[:num_validation]
+
+def excerpt(content: str | bytes) -> str:
+  """Returns the start of what an entry holds, for `Reject`."""
+  start = content[:_EXCERPT_CHARS]
+  return start.decode("utf-8", "replace") if isinstance(start, bytes) else start
 
 
 def score(name: str) -> float:
   """Returns a number in [0, 1) that depends on the name alone."""
-  return int.from_bytes(hashlib.sha256(name.encode()).digest()[:6], "big") / 2**48
+  return int.from_bytes(hashlib.sha256(name.encode("utf-8", "surrogatepass")).digest()[:6], "big") / 2**48

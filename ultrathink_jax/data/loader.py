@@ -1,72 +1,139 @@
-"""Batches of packed rows. The batch of a step depends on the store, the seed and the step alone.
+"""Batches of packed rows. The batch of a step depends on the sources, the settings, the seed and the step alone.
 
 Letters: B batch, T row length.
 """
 
 import sys
+from bisect import bisect_right
 from collections.abc import Iterator, Sequence
 
 import numpy as np
+from jaxtyping import Int
 
-from ultrathink_jax.data.packing import Packing, Row, empty_row
-from ultrathink_jax.data.token_store import TokenStore
+from ultrathink_jax.config import Config
+from ultrathink_jax.data.mixture import Mixture, WeightStages, require_first_steps
+from ultrathink_jax.data.packing import PACKINGS, Packing, Row, Split, TokenSource, empty_row, make_row
+from ultrathink_jax.data.prepare import PreparedData
 from ultrathink_jax.data.tokenizer import Tokenizer
-from ultrathink_jax.errors import DataError
+from ultrathink_jax.errors import ConfigError, DataError
 from ultrathink_jax.types import Batch, Context
 
 _PREFETCH_BATCHES = 4
 _NUM_THREADS = 2
 
+LimitStages = Sequence[tuple[int, int]]
+
 
 class _Rows:
-  """The rows of a run, epoch after epoch: a random access source for Grain, without end.
+  """The rows of a run without end: the mixture names a source, and each source is gone through epoch after epoch.
 
-  Of each `batch_size` rows that follow one another only `share`, positions in the batch, are there.
+  `packings` are those of every source, for each of the stages that begin at `first_rows`; with a stage the epochs of
+  every source begin anew.
   """
 
-  def __init__(self, packing: Packing, store: TokenStore, tokenizer: Tokenizer, batch_size: int, share: Sequence[int]):
-    self._packing = packing
-    self._store = store
+  def __init__(
+    self,
+    sources: Sequence[TokenSource],
+    tokenizer: Tokenizer,
+    sequence_length: int,
+    mixture: Mixture,
+    first_rows: Sequence[int],
+    packings: Sequence[Sequence[Packing]],
+  ):
+    self._sources = sources
     self._tokenizer = tokenizer
+    self._sequence_length = sequence_length
+    self._mixture = mixture
+    self._first_rows = first_rows
+    self._given_before = [mixture.given_before(row) for row in first_rows]
+    self._packings = packings
+
+  def __getitem__(self, row: int) -> Row:
+    source, number = self._mixture.locate(row)
+    stage = bisect_right(self._first_rows, row) - 1
+    packing = self._packings[stage][source]
+    spans = packing.spans(*divmod(number - self._given_before[stage][source], packing.rows_per_epoch))
+    tokenizer = self._tokenizer
+    return make_row(spans, self._sources[source].example, self._sequence_length, tokenizer.bos_id, tokenizer.eos_id)
+
+
+class _Share:
+  """Of each `batch_size` rows that follow one another, those at some positions: a random access source for Grain."""
+
+  def __init__(self, rows: _Rows, batch_size: int, positions: Sequence[int]):
+    self._rows = rows
     self._batch_size = batch_size
-    self._share = share
+    self._positions = positions
 
   def __len__(self) -> int:
     return sys.maxsize
 
   def __getitem__(self, index: int) -> Row:
-    step, position = divmod(int(index), len(self._share))
-    epoch, row = divmod(step * self._batch_size + int(self._share[position]), self._packing.rows_per_epoch)
-    tokenizer = self._tokenizer
-    return self._packing.row(epoch, row, self._store.__getitem__, tokenizer.bos_id, tokenizer.eos_id)
+    step, number = divmod(int(index), len(self._positions))
+    return self._rows[step * self._batch_size + int(self._positions[number])]
 
 
 class Loader:
-  """Training batches, epoch after epoch without end.
+  """Training batches without end.
 
-  `share` are the rows of every batch to read, all by default: those that the devices of this process hold.
+  A source is gone through in epochs; an epoch holds every position of every document once. Where a stage of
+  `limits_by_stage` begins, the epochs of every source begin anew: the unfinished ones are left, and what they held may
+  come again.
   """
 
   def __init__(
     self,
-    store: TokenStore,
+    sources: Sequence[TokenSource],
     tokenizer: Tokenizer,
     batch_size: int,
     sequence_length: int,
-    seed: int,
+    seed: int | None,
     share: Sequence[int] | None = None,
+    packing: str = "split",
+    weights_by_stage: WeightStages = ((0, (1.0,)),),
+    limits_by_stage: LimitStages | None = None,
   ):
-    if not len(store):
-      raise DataError(f"data.source={store.info.source!r} has no training documents; give more text")
-    packing = Packing(store.lengths, sequence_length, seed)
-    self.rows_per_epoch = packing.rows_per_epoch
-    share = range(batch_size) if share is None else share
-    self._share_size = len(share)
-    self._rows = _Rows(packing, store, tokenizer, batch_size, share)
+    """Lays out the rows.
+
+    Args:
+      seed: None leaves documents, and rows of a source, in order.
+      share: the rows of every batch to read, all by default: those that the devices of this process hold.
+      packing: a key of PACKINGS.
+      weights_by_stage: see Mixture.
+      limits_by_stage: the step at which each stage begins and into spans of how many positions documents are cut from
+        then on; before the first one, into spans that fill rows. Rows stay `sequence_length` long.
+
+    Raises:
+      ConfigError: stages or weights do not fit together.
+      DataError: a source that takes part has no documents.
+    """
+    limits = list(limits_by_stage or ())
+    if not limits or limits[0][0]:
+      limits.insert(0, (0, sequence_length))
+    mixture = Mixture(weights_by_stage, batch_size, seed)
+    _require_documents(sources, weights_by_stage)
+    _require_limits(limits)
+    packings = [
+      [
+        PACKINGS[packing](source.lengths, sequence_length, None if seed is None else (seed, number, stage), limit)
+        for number, source in enumerate(sources)
+      ]
+      for stage, (_, limit) in enumerate(limits)
+    ]
+    self._mixture = mixture
+    self._batch_size = batch_size
+    self._share_size = batch_size if share is None else len(share)
+    rows = _Rows(sources, tokenizer, sequence_length, mixture, [step * batch_size for step, _ in limits], packings)
+    self._rows = _Share(rows, batch_size, range(batch_size) if share is None else share)
 
   def batch(self, step: int) -> Batch:
     """Returns the batch of a step, [B, T]: rows step * B to (step + 1) * B of the run, or the share of them."""
     return _stack([self._rows[step * self._share_size + i] for i in range(self._share_size)])
+
+  def sources(self, step: int) -> Int[np.ndarray, "B"]:
+    """Returns the number of the source of each row of a step's batch, whatever the share."""
+    first = step * self._batch_size
+    return np.array([self._mixture.locate(row)[0] for row in range(first, first + self._batch_size)])
 
   def batches(self, start_step: int = 0) -> Iterator[Batch]:
     """Yields the batches from `start_step` on, made ahead of time by threads that end when the iterator is closed."""
@@ -82,25 +149,60 @@ class Loader:
       iterator.close()
 
 
+def training_loader(config: Config, data: PreparedData, share: Sequence[int] | None = None) -> Loader:
+  """Returns the loader of a run; it reads the rows `share` of every batch, all by default."""
+  return Loader(
+    data.train,
+    data.tokenizer,
+    config.train.batch_size,
+    config.train.sequence_length,
+    config.train.seed if config.data.shuffle else None,
+    share,
+    packing=config.data.packing,
+    weights_by_stage=config.data.weights_by_stage,
+    limits_by_stage=config.data.positions_by_stage or None,
+  )
+
+
 def validation_batches(
-  store: TokenStore,
+  source: TokenSource,
   tokenizer: Tokenizer,
   batch_size: int,
   sequence_length: int,
   limit: int | None = None,
   share: Sequence[int] | None = None,
 ) -> Iterator[Batch]:
-  """Yields the split in order, every target once, at most `limit` batches; the last one is filled up with padding.
+  """Yields a split in order, every target once, at most `limit` batches; the last one is filled up with padding.
 
   `share` are the rows of every batch to read, all by default.
   """
-  packing = Packing(store.lengths, sequence_length, seed=None)
-  source = _Rows(packing, store, tokenizer, 1, (0,))
+  packing = Split(source.lengths, sequence_length)
   num_batches = -(-packing.rows_per_epoch // batch_size)
   share = range(batch_size) if share is None else share
+
+  def read(row: int) -> Row:
+    if row >= packing.rows_per_epoch:
+      return empty_row(sequence_length)
+    return make_row(packing.spans(0, row), source.example, sequence_length, tokenizer.bos_id, tokenizer.eos_id)
+
   for number in range(num_batches if limit is None else min(limit, num_batches)):
-    rows = (number * batch_size + int(position) for position in share)
-    yield _stack([source[row] if row < packing.rows_per_epoch else empty_row(sequence_length) for row in rows])
+    yield _stack([read(number * batch_size + int(position)) for position in share])
+
+
+def _require_documents(sources: Sequence[TokenSource], weights_by_stage: WeightStages) -> None:
+  num_weights = len(weights_by_stage[0][1])
+  if len(sources) != num_weights:
+    raise ConfigError(f"data.mixture has {num_weights} weights for {len(sources)} sources; give one for each source")
+  for number, source in enumerate(sources):
+    if not len(source.lengths) and any(weights[number] for _, weights in weights_by_stage):
+      raise DataError(f"data source {source.name!r} has no training documents; give more text, or leave it out")
+
+
+def _require_limits(limits: LimitStages) -> None:
+  require_first_steps("data.length_stages", limits)
+  for step, limit in limits:
+    if limit < 1:
+      raise ConfigError(f"data.length_stages at step {step} cuts documents to {limit} positions; choose 1 or more")
 
 
 def _stack(rows: Sequence[Row]) -> Batch:

@@ -12,6 +12,7 @@ from typing import Any
 from ultrathink_jax.errors import DataError
 
 _MANIFEST = "manifest.json"
+_STARTED = "started"  # in a directory that is being written: its key
 
 
 def read_manifest(directory: Path, key: str | None = None) -> dict[str, Any] | None:
@@ -23,15 +24,22 @@ def read_manifest(directory: Path, key: str | None = None) -> dict[str, Any] | N
   return manifest if isinstance(manifest, dict) and key in (None, manifest.get("key")) else None
 
 
-def write_directory(directory: Path, key: str, write: Callable[[Path], dict[str, Any]]) -> dict[str, Any]:
+def write_directory(
+  directory: Path, key: str, write: Callable[[Path], dict[str, Any]], is_resumable: bool = False
+) -> dict[str, Any]:
   """Lets `write` fill a temporary directory, adds the manifest it returns and renames the whole into place.
 
-  What stood at `directory` is replaced. The caller holds the lock of its parent.
+  What stood at `directory` is replaced. The caller holds the lock of its parent. Where `is_resumable`, `write` finds in
+  the directory what an earlier call with the same key had written when it died.
   """
   temporary = directory.with_name(directory.name + ".incomplete")
-  shutil.rmtree(temporary, ignore_errors=True)
-  temporary.mkdir(parents=True)
+  started = temporary / _STARTED
+  if not (is_resumable and started.exists() and started.read_text() == key):
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir(parents=True)
+    started.write_text(key)
   manifest = {"key": key, **write(temporary)}
+  started.unlink()
   (temporary / _MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n")
   if directory.exists():
     outdated = directory.with_name(directory.name + ".outdated")

@@ -1,143 +1,168 @@
-"""A split as tokens on disk: one ArrayRecord record per document, its lengths, and a manifest."""
+"""Tokens on disk: shards of ArrayRecord records, one a document, with an index beside each and one manifest for all.
+
+A shard N of a split lies in NNNNN.SPLIT.array_record and NNNNN.SPLIT.npy. Documents are read in the order of a hash of
+their names, so that neither the number of shards nor who wrote them shows, and every prefix is a random sample.
+
+A record is uint32 numbers: how many follow before the tokens, and if that is not 0, the label, then of each sequence
+its length, the number of its runs and their lengths, of which the first is not learned, the second is, and so on. The
+tokens of all sequences come after them, in the dtype of the store.
+"""
 
 import dataclasses
 import functools
 import hashlib
-import json
-import zlib
-from collections.abc import Iterator
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from jaxtyping import Integer
 
-from ultrathink_jax.data.documents import Source
-from ultrathink_jax.data.storage import read_manifest, write_directory
-from ultrathink_jax.data.tokenizer import Tokenizer
+from ultrathink_jax.data.packing import Example
+from ultrathink_jax.data.storage import read_manifest
 
-_FORMAT = 1  # raise when the files of a store or the order of documents change
-_RECORDS = "tokens.array_record"
-_LENGTHS = "lengths.npy"
-_CHUNK_CHARS = 4_000_000
+SPLITS = ("train", "validation")
+INDEX = np.dtype([("score", "<f8"), ("digest", "<u8"), ("length", "<i8")])
+_LABELS = (None, False, True)
+_ALL_LEARNED = np.zeros(1, "<u4").tobytes()  # no header: one sequence without a label
 
 
 @dataclasses.dataclass(frozen=True)
 class StoreInfo:
-  """What a store says about itself.
+  """What the manifest of a store says.
 
   Attributes:
     key: hash of all that the store was asked to hold; a store is reused where it is the same.
-    fingerprint: hash of the tokens it holds and of the tokenizer that made them; the same on every machine.
-    text_bytes: UTF-8 bytes of all documents.
-    gzip_bytes: size of `gzip -9` of all documents in a row; measured for the validation split, else None.
-    dtype: of the tokens of a record, little endian.
+    num_bytes: of the files that were read, about.
+    fingerprint: of each split, a hash of its tokens and of the tokenizer that made them; the same on every machine.
+    documents, tokens, text_bytes: of each split; bytes are those of UTF-8.
+    gzip_bytes: size of `gzip -9` of the validation documents.
+    left_out: how many documents each reason has kept out; each stands in rejects.jsonl.
+    scrubbed: how many secrets of each kind were replaced.
+    num_sequences: in a document: 1, or 2 for preferences.
+    dtype: of tokens, little endian.
   """
 
   key: str
   source: str
-  split: str
+  num_bytes: int
   tokenizer_fingerprint: str
-  documents: int
-  tokens: int
-  text_bytes: int
-  skipped_files: int
-  gzip_bytes: int | None
+  fingerprint: dict[str, str]
+  documents: dict[str, int]
+  tokens: dict[str, int]
+  text_bytes: dict[str, int]
+  gzip_bytes: int
+  left_out: dict[str, int]
+  scrubbed: dict[str, int]
+  num_sequences: int
+  shards: int
   dtype: str
-  fingerprint: str
 
 
 class TokenStore:
-  """The documents of a split as tokens, by random access from any thread."""
+  """The documents of a split of one or more stores, in one order, by random access from any thread."""
 
-  def __init__(self, directory: Path, info: StoreInfo):
-    self._directory = directory
-    self.info = info
-    self.lengths = np.load(directory / _LENGTHS, allow_pickle=False)
+  def __init__(self, directories: Sequence[Path], infos: Sequence[StoreInfo], split: str):
+    self.infos = tuple(infos)
+    self.split = split
+    self._files = [
+      directory / f"{number:05}.{split}"
+      for directory, info in zip(directories, infos, strict=True)
+      for number in range(info.shards)
+    ]
+    parts = [np.load(f"{file}.npy", allow_pickle=False) for file in self._files]
+    index = np.concatenate(parts) if parts else np.empty(0, INDEX)
+    self._order = np.lexsort((index["digest"], index["score"]))
+    self.lengths = index["length"][self._order]
 
   def __len__(self) -> int:
-    return self.info.documents
+    return len(self._order)
 
-  def __getitem__(self, index: int) -> np.ndarray:
-    """Returns the tokens of a document, int32, without BOS and EOS."""
-    return np.frombuffer(self._records[index], self.info.dtype).astype(np.int32)
+  @property
+  def name(self) -> str:
+    """What the configuration calls the sources."""
+    return ", ".join(info.source for info in self.infos)
+
+  @property
+  def num_tokens(self) -> int:
+    return sum(info.tokens[self.split] for info in self.infos)
+
+  @property
+  def text_bytes(self) -> int:
+    return sum(info.text_bytes[self.split] for info in self.infos)
+
+  def example(self, index: int) -> Example:
+    """Returns the only sequence of a document, or the first."""
+    return self.sequences(index)[0]
+
+  def sequences(self, index: int) -> tuple[Example, ...]:
+    """Returns all sequences of a document: one, or the chosen and the rejected one."""
+    return decode(self._records[int(self._order[index])], self.infos[0].dtype)[0]
+
+  def label(self, index: int) -> bool | None:
+    """Returns whether the document is labelled as good; None where it has no label."""
+    return decode(self._records[int(self._order[index])], self.infos[0].dtype)[1]
 
   @functools.cached_property
   def _records(self) -> Any:
     from grain.sources import ArrayRecordDataSource
 
-    return ArrayRecordDataSource(str(self._directory / _RECORDS))
+    return ArrayRecordDataSource([f"{file}.array_record" for file in self._files if _has_records(file)])
 
 
-def store_key(source: str, identity: str, split: str, validation_fraction: float, tokenizer: Tokenizer) -> str:
-  """Returns the hash of all that decides what a store holds."""
-  parts = [_FORMAT, source, identity, split, validation_fraction, tokenizer.fingerprint]
-  return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
-
-
-def open_store(directory: Path, key: str | None = None) -> TokenStore | None:
-  """Returns the finished store at `directory`, with this key if one is given, else None."""
+def open_info(directory: Path, key: str | None = None) -> StoreInfo | None:
+  """Returns what the finished store at `directory` says, if it has this key where one is given, else None."""
   manifest = read_manifest(directory, key)
-  return TokenStore(directory, StoreInfo(**manifest)) if manifest else None
+  return StoreInfo(**manifest) if manifest else None
 
 
-def write_store(
-  directory: Path, key: str, source_name: str, split: str, documents: Source, num_skipped: int, tokenizer: Tokenizer
-) -> TokenStore:
-  """Tokenizes every document into a new store that replaces what stood at `directory`."""
-
-  def write(path: Path) -> dict[str, Any]:
-    counts = _write_records(path, documents, tokenizer, measure_gzip=split == "validation")
-    return {
-      "source": source_name,
-      "split": split,
-      "tokenizer_fingerprint": tokenizer.fingerprint,
-      "documents": len(documents),
-      "skipped_files": num_skipped,
-      **counts,
-    }
-
-  return TokenStore(directory, StoreInfo(**write_directory(directory, key, write)))
+def tokens_dtype(vocab_size: int) -> str:
+  """Returns the smallest type that holds every token."""
+  return "<u2" if vocab_size <= 2**16 else "<u4"
 
 
-def _write_records(directory: Path, documents: Source, tokenizer: Tokenizer, measure_gzip: bool) -> dict[str, Any]:
-  from array_record.python.array_record_module import ArrayRecordWriter
-
-  dtype = "<u2" if tokenizer.vocab_size <= 2**16 else "<u4"
-  lengths, text_bytes, gzip_bytes = [], 0, 0
-  compressor = zlib.compressobj(9, wbits=31)
-  digest = hashlib.sha256(tokenizer.fingerprint.encode())
-  writer = ArrayRecordWriter(str(directory / _RECORDS), "group_size:1")
-  try:
-    for texts in _chunks(documents):
-      for text, ids in zip(texts, tokenizer.encode_batch(texts), strict=True):
-        record = np.asarray(ids, dtype).tobytes()
-        writer.write(record)
-        digest.update(len(ids).to_bytes(8, "little") + record)
-        lengths.append(len(ids))
-        encoded = text.encode()
-        text_bytes += len(encoded)
-        if measure_gzip:
-          gzip_bytes += len(compressor.compress(encoded))
-  finally:
-    writer.close()
-  np.save(directory / _LENGTHS, np.asarray(lengths, np.int64), allow_pickle=False)
-  return {
-    "tokens": sum(lengths),
-    "text_bytes": text_bytes,
-    "gzip_bytes": gzip_bytes + len(compressor.flush()) if measure_gzip else None,
-    "dtype": dtype,
-    "fingerprint": digest.hexdigest(),
-  }
+def encode(
+  sequences: Sequence[Sequence[tuple[Integer[np.ndarray, "_"], bool]]], label: bool | None, dtype: str
+) -> bytes:
+  """Returns a record of sequences of (tokens, whether they are learned) parts."""
+  tokens = b"".join(part.astype(dtype, copy=False).tobytes() for parts in sequences for part, _ in parts)
+  if label is None and len(sequences) == 1 and all(is_learned for _, is_learned in sequences[0]):
+    return _ALL_LEARNED + tokens
+  header = [_LABELS.index(label)]
+  for parts in sequences:
+    runs = [0]  # the first one is not learned
+    for part, is_learned in parts:
+      if is_learned != (len(runs) % 2 == 0):
+        runs.append(0)
+      runs[-1] += len(part)
+    header += [sum(runs), len(runs), *runs]
+  return np.asarray([len(header), *header], "<u4").tobytes() + tokens
 
 
-def _chunks(documents: Source) -> Iterator[list[str]]:
-  texts, size = [], 0
-  for index in range(len(documents)):
-    text = documents[index].text
-    texts.append(text)
-    size += len(text)
-    if size >= _CHUNK_CHARS:
-      yield texts
-      texts, size = [], 0
-  if texts:
-    yield texts
+def decode(record: bytes, dtype: str) -> tuple[tuple[Example, ...], bool | None]:
+  """Returns the sequences of a record, and its label."""
+  size = int.from_bytes(record[:4], "little")
+  tokens = np.frombuffer(record, dtype, offset=4 + 4 * size).astype(np.int32)
+  if not size:
+    return (Example(tokens, np.ones(len(tokens), bool)),), None
+  header = np.frombuffer(record, "<u4", size, offset=4).tolist()
+  sequences, at, start = [], 1, 0
+  while at < size:
+    length, num_runs = header[at : at + 2]
+    runs = header[at + 2 : at + 2 + num_runs]
+    is_learned = np.repeat(np.arange(num_runs) % 2 == 1, runs)
+    sequences.append(Example(tokens[start : start + length], is_learned))
+    at, start = at + 2 + num_runs, start + length
+  return tuple(sequences), _LABELS[header[0]]
+
+
+def fingerprint(index: np.ndarray, tokenizer_fingerprint: str) -> str:
+  """Returns a hash of the documents of a split, in their order, and of the tokenizer."""
+  ordered = index[np.lexsort((index["digest"], index["score"]))]
+  digest = hashlib.sha256(tokenizer_fingerprint.encode())
+  digest.update(np.ascontiguousarray(ordered["digest"]).tobytes())
+  return digest.hexdigest()
+
+
+def _has_records(file: Path) -> bool:
+  return len(np.load(f"{file}.npy", mmap_mode="r", allow_pickle=False)) > 0

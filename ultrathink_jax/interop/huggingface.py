@@ -28,7 +28,16 @@ _TIED = "lm_head.weight"
 _COMPUTED = re.compile(r"rotary_emb\.inv_freq$")  # buffers that old files hold beside the weights
 # Keys that say how a model is trained or run, not what it computes.
 _FREE = (
-  *("dtype", "remat", "unroll", "attention_backend", "experts_backend", "ssd_backend", "mamba_chunk_tokens"),
+  *(
+    "dtype",
+    "remat",
+    "gather_ahead",
+    "unroll",
+    "attention_backend",
+    "experts_backend",
+    "ssd_backend",
+    "mamba_chunk_tokens",
+  ),
   *("capacity_factor", "router_noise", "router_noise_steps", "mamba_expand"),
 )
 _ATTENTION_KEYS = (

@@ -4,7 +4,9 @@ import json
 import random
 from pathlib import Path
 
-from ultrathink_jax.data.tokenizer import SENTENCEPIECE_KEY, JsonTokenizer, SentencePieceTokenizer, Tokenizer
+from ultrathink_jax.data.json_tokenizer import JsonTokenizer
+from ultrathink_jax.data.sentence_piece import SENTENCEPIECE_KEY, SentencePieceTokenizer
+from ultrathink_jax.data.tokenizer import Tokenizer
 
 _NUM_PROBES = 200
 _PIECES_PER_PROBE = 64

@@ -17,6 +17,7 @@ from ultrathink_jax.types import TrainState
 # Keys of the model section that say how it is trained or run, not what it is.
 _RUN_KEYS = (
   "remat",
+  "gather_ahead",
   "unroll",
   "attention_backend",
   "experts_backend",

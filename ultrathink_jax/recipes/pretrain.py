@@ -7,8 +7,9 @@ import numpy as np
 from jaxtyping import Array, Float, Int, Key
 
 from ultrathink_jax.config import Config
-from ultrathink_jax.data import PreparedData
-from ultrathink_jax.data.loader import Loader
+from ultrathink_jax.data.loader import training_loader
+from ultrathink_jax.data.prepare import PreparedData
+from ultrathink_jax.errors import DataError
 from ultrathink_jax.layers.router import noise_deviation
 from ultrathink_jax.losses.language_modeling import language_modeling_loss
 from ultrathink_jax.models.language_model import LanguageModel, init_params, parameter_axes
@@ -40,8 +41,10 @@ def make_pretrain(config: Config) -> Recipe:
 
 def _make_source(config: Config, data: PreparedData, rows: Sequence[int]) -> Callable[[int, TrainState], Batch]:
   """Returns a source that reads ahead as long as steps follow one another."""
-  train = config.train
-  loader = Loader(data.train, data.tokenizer, train.batch_size, train.sequence_length, train.seed, rows)
+  for info in data.infos:
+    if info.num_sequences > 1:
+      raise DataError(f"data.source={info.source!r} holds preferences, of which recipe=pretrain can read no text")
+  loader = training_loader(config, data, rows)
   batches: Iterator[Batch] | None = None
   next_step = -1
 

@@ -2,6 +2,7 @@
 
 import platform
 import shlex
+from collections import Counter
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,8 @@ import jax
 
 from ultrathink_jax import __version__
 from ultrathink_jax.config import Config
-from ultrathink_jax.data import PreparedData
+from ultrathink_jax.data.prepare import PreparedData
+from ultrathink_jax.data.token_store import SPLITS
 from ultrathink_jax.kernels import backends
 from ultrathink_jax.models.counts import count_model, train_flops_per_token
 from ultrathink_jax.models.stack import bubble_of
@@ -62,20 +64,20 @@ def headline(facts: dict[str, Any], plan: loop.Plan) -> str:
   )
 
 
-def data_facts(config: Config, prepared: PreparedData) -> dict[str, Any]:
-  """Returns the source and the sizes of both splits."""
-  facts: dict[str, Any] = {"source": config.data.source, "fingerprint": prepared.fingerprint}
-  for split, store in (("train", prepared.train), ("validation", prepared.validation)):
-    info = store.info
+def data_facts(prepared: PreparedData) -> dict[str, Any]:
+  """Returns the sources, the sizes of both splits, and what was left out."""
+  infos = prepared.infos
+  facts: dict[str, Any] = {"source": ", ".join(info.source for info in infos), "fingerprint": prepared.fingerprint}
+  for split in SPLITS:
     facts |= {
-      f"{split}_documents": info.documents,
-      f"{split}_tokens": info.tokens,
-      f"{split}_bytes": info.text_bytes,
+      f"{split}_documents": sum(info.documents[split] for info in infos),
+      f"{split}_tokens": sum(info.tokens[split] for info in infos),
+      f"{split}_bytes": sum(info.text_bytes[split] for info in infos),
     }
-  return facts
+  left_out = sum((Counter(info.left_out) for info in infos), Counter())
+  return facts | ({"left_out": dict(left_out)} if left_out else {})
 
 
 def gzip_bits_per_byte(prepared: PreparedData) -> float:
   """Returns what gzip -9 needs for a byte of the validation split."""
-  info = prepared.validation.info
-  return 8 * info.gzip_bytes / info.text_bytes
+  return 8 * sum(info.gzip_bytes for info in prepared.infos) / prepared.validation.text_bytes

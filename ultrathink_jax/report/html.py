@@ -1,69 +1,41 @@
 """The report of a run as one HTML page that needs no network and no other file."""
 
-import os
-from importlib import resources
 from numbers import Real
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
-import jinja2
 import numpy as np
-from markupsafe import Markup
 
 from ultrathink_jax.report import experts, plots
-from ultrathink_jax.report.drawing import Plot
+from ultrathink_jax.report.page import Section, Tile, short
+from ultrathink_jax.report.page import write as write_page
 from ultrathink_jax.report.run import Run, other_keys, read, series
 from ultrathink_jax.train.metrics import format_duration
 
 PLOTTED = {
-  "step", "loss", "learning_rate", "grad_norm", "tokens", "tokens_per_second", "step_seconds",
+  "step", "loss", "learning_rate", "grad_norm", "tokens", "tokens_per_second", "step_seconds", "data_wait_seconds",
   "moe/entropy", "moe/max_expert", "moe/dropped",
 }  # fmt: skip
 MAX_OTHER_PLOTS = 24
 
 
-class Tile(NamedTuple):
-  """One number of the headline."""
-
-  label: str
-  value: str
-  note: str = ""
-
-
-class Section(NamedTuple):
-  """A heading with its figures; `is_wide` figures take the whole width of the page."""
-
-  title: str
-  is_wide: bool
-  plots: list[Plot]
-
-
 def write(workdir: Path) -> Path:
   """Returns the path of `workdir`/report.html, written from the files that the run left so far."""
   run = read(workdir)
-  source = resources.files("ultrathink_jax.report").joinpath("page.html").read_text("utf-8")
-  environment = jinja2.Environment(
-    autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
-  )
-  environment.filters["svg"] = Markup  # made by plots.py, which escapes what it takes from files
-  page = environment.from_string(source).render(
-    name=run.name,
-    pattern=run.fact("model", "layers") or run.setting("model", "layers") or "",
-    progress=_progress(run),
-    compression=_compression(run),
-    tiles=_tiles(run),
-    sections=_sections(run),
-    samples=run.fact("samples") or [],
-    command=(run.fact("command") or "").split(),
-    resumed_from=[f"{step:,}" for step in run.fact("resumed_from_steps") or ()],
-    facts=_facts(run),
-    config=_settings(run),
-  )
-  path = workdir / "report.html"
-  temporary = path.with_name("report.html.tmp")
-  temporary.write_text(page, "utf-8", "replace")  # a completion may end inside a character
-  os.replace(temporary, path)
-  return path
+  values = {
+    "name": run.name,
+    "pattern": run.fact("model", "layers") or run.setting("model", "layers") or "",
+    "progress": _progress(run),
+    "compression": _compression(run),
+    "tiles": _tiles(run),
+    "sections": _sections(run),
+    "samples": run.fact("samples") or [],
+    "command": (run.fact("command") or "").split(),
+    "resumed_from": [f"{step:,}" for step in run.fact("resumed_from_steps") or ()],
+    "facts": _facts(run),
+    "config": _settings(run),
+  }
+  return write_page(workdir / "report.html", "page.html", values)
 
 
 def _progress(run: Run) -> str:
@@ -115,7 +87,7 @@ def _tiles(run: Run) -> list[Tile]:
     tiles.append(Tile("training loss", f"{run.metrics[-1]['loss']:.4f}", "not evaluated yet"))
   if run.metrics and run.metrics[-1].get("tokens") is not None:
     tokens = run.metrics[-1]["tokens"]
-    tiles.append(Tile("tokens seen", _short(tokens), f"{tokens:,}" if tokens >= 10_000 else ""))
+    tiles.append(Tile("tokens seen", short(tokens), f"{tokens:,}" if tokens >= 10_000 else ""))
   seconds = run.fact("train_seconds")
   if seconds is not None:
     tiles.append(Tile("wall time", format_duration(seconds), "training"))
@@ -171,9 +143,9 @@ def _facts(run: Run) -> list[tuple[str, list[tuple[str, str]]]]:
   groups = {
     "Model": [
       ("layers", run.fact("model", "layers")),
-      ("parameters", None if total is None else f"{total:,} ({_short(total)})"),
-      ("active per token", None if active is None else f"{active:,} ({_short(active)})"),
-      ("FLOPs per token", None if flops is None else _short(flops)),
+      ("parameters", None if total is None else f"{total:,} ({short(total)})"),
+      ("active per token", None if active is None else f"{active:,} ({short(active)})"),
+      ("FLOPs per token", None if flops is None else short(flops)),
     ],
     "Machine": [
       ("device", f"{device.get('count', 1)} \N{MULTIPLICATION SIGN} {device['kind']}" if device.get("kind") else None),
@@ -216,14 +188,6 @@ def _settings(run: Run) -> list[tuple[str, list[tuple[str, str]]]]:
 def _spell(value: Any) -> str:
   """Returns a configuration value as it is written, so that it can be copied."""
   return ", ".join(map(str, value)) or "none" if isinstance(value, list) else str(value)
-
-
-def _short(number: Real) -> str:
-  """Returns 912, 3.04 B or 12.0 T: three significant digits and a unit."""
-  for scale, unit in ((1e12, "T"), (1e9, "B"), (1e6, "M"), (1e3, "K")):
-    if number >= 0.9995 * scale:
-      return f"{number / scale:#,.3g}".rstrip(".") + f" {unit}"
-  return f"{number:.0f}"
 
 
 def _significant(number: Real) -> str:

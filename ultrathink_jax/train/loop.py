@@ -96,7 +96,10 @@ def train(
       begun = time.monotonic()
       report = _Reporter(config, recipe, plan, writer, start)
       for step in range(start, steps):
-        state, sums = step_function(state, frozen, put(source(step, state)))
+        asked = time.monotonic()
+        batch = source(step, state)
+        report.waited(time.monotonic() - asked)
+        state, sums = step_function(state, frozen, put(batch))
         done = step + 1
         report.after(done, sums)
         if config.evaluate.every_steps and (done % config.evaluate.every_steps == 0 or done == steps):
@@ -168,6 +171,11 @@ class _Reporter:
   def restart_clock(self, step: int) -> None:
     """Starts to time anew after `step`: what came between was no training."""
     self._timed_from = (step, time.monotonic())
+    self._waited_seconds = 0.0
+
+  def waited(self, seconds: float) -> None:
+    """Counts seconds in which a step had to wait for its batch."""
+    self._waited_seconds += seconds
 
   def after(self, step: int, sums: dict[str, Any]) -> None:
     self.flush()
@@ -180,9 +188,10 @@ class _Reporter:
     step, sums = self._pending
     self._pending = None
     sums = jax.device_get(sums)
-    timed_step, timed_at = self._timed_from
+    (timed_step, timed_at), waited = self._timed_from, self._waited_seconds
     self.restart_clock(step)
-    seconds = (self._timed_from[1] - timed_at) / max(1, step - timed_step)
+    num_steps = max(1, step - timed_step)
+    seconds = (self._timed_from[1] - timed_at) / num_steps
     _require_finite(step, sums)
     tokens = self._train.batch_size * self._train.sequence_length
     values = self._summarize(sums)
@@ -195,6 +204,7 @@ class _Reporter:
         "tokens": step * tokens,
         "tokens_per_second": tokens / max(seconds, 1e-9),
         "step_seconds": seconds,
+        "data_wait_seconds": waited / num_steps,
         **values,
       },
     )

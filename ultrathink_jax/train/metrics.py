@@ -1,11 +1,12 @@
 """What a run reports while it trains: `metrics.jsonl`, `evaluations.jsonl`, TensorBoard events and the console."""
 
+import contextlib
 import json
 import math
 import os
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -125,6 +126,19 @@ def open_writer(workdir: Path, resume_step: int, total_steps: int) -> MetricsWri
   return MetricsWriter(workdir, resume_step, total_steps) if is_first() else _Silence()
 
 
+@contextlib.contextmanager
+def _hidden(name: str) -> Iterator[None]:
+  """Makes a package that is not imported yet seem not to be installed."""
+  if name in sys.modules:
+    yield
+    return
+  sys.modules[name] = None
+  try:
+    yield
+  finally:
+    del sys.modules[name]
+
+
 class _EventFile:
   """One TensorBoard event file, flushed at every event.
 
@@ -133,8 +147,9 @@ class _EventFile:
   """
 
   def __init__(self, directory: Path, resume_step: int):
-    from tensorboardX.event_file_writer import EventsWriter
-    from tensorboardX.proto import event_pb2, summary_pb2
+    with _hidden("torch"):  # tensorboardX imports it where it is installed, for seconds and hundreds of megabytes
+      from tensorboardX.event_file_writer import EventsWriter
+      from tensorboardX.proto import event_pb2, summary_pb2
 
     directory.mkdir(exist_ok=True)
     self._event, self._summary = event_pb2.Event, summary_pb2.Summary

@@ -30,6 +30,7 @@ NEUTRAL = {
   "tie_embeddings": False,
   "dtype": "bfloat16",
   "remat": "full",
+  "gather_ahead": False,
   "unroll": 0,
   "pipe_micro_batches": 0,
   "norm_epsilon": 1e-6,

@@ -1,0 +1,106 @@
+"""The configuration of a run as frozen dataclasses, checked where they are made. Keys and units: configs/base.py."""
+
+import dataclasses
+import difflib
+import json
+from collections.abc import Mapping
+from typing import Any, get_args, get_origin
+
+from ultrathink_jax.config.data import DataConfig
+from ultrathink_jax.config.model import ModelConfig, RopeConfig
+from ultrathink_jax.config.quality import QualityConfig
+from ultrathink_jax.config.run import (
+  CheckpointConfig,
+  EvaluateConfig,
+  GenerateConfig,
+  LossConfig,
+  MeshConfig,
+  OptimizerConfig,
+  TrainConfig,
+)
+from ultrathink_jax.errors import ConfigError
+
+__all__ = [
+  "CheckpointConfig",
+  "Config",
+  "DataConfig",
+  "EvaluateConfig",
+  "GenerateConfig",
+  "LossConfig",
+  "MeshConfig",
+  "ModelConfig",
+  "OptimizerConfig",
+  "QualityConfig",
+  "RopeConfig",
+  "TrainConfig",
+  "from_mapping",
+]
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+  """A whole run."""
+
+  recipe: str
+  model: ModelConfig
+  data: DataConfig
+  quality: QualityConfig
+  mesh: MeshConfig
+  optimizer: OptimizerConfig
+  loss: LossConfig
+  train: TrainConfig
+  evaluate: EvaluateConfig
+  checkpoint: CheckpointConfig
+  generate: GenerateConfig
+
+  def __post_init__(self) -> None:
+    if self.model.gather_ahead and self.mesh.pipe != 1:
+      raise ConfigError(
+        f"model.gather_ahead=True with mesh.pipe={self.mesh.pipe}: a pipeline stage keeps its own order of work; "
+        "set model.gather_ahead=False or mesh.pipe=1"
+      )
+    if self.model.gather_ahead and self.model.remat == "none":
+      raise ConfigError(
+        "model.gather_ahead=True with model.remat='none' would keep gathered weights for the backward pass; "
+        "choose another model.remat"
+      )
+
+  def to_json(self) -> str:
+    return json.dumps(dataclasses.asdict(self), indent=2) + "\n"
+
+
+def from_mapping(values: Mapping[str, Any], section: type = Config, path: str = "") -> Any:
+  """Returns `values`, a nested mapping with exactly the keys of configs/base.py, as a checked `section` dataclass.
+
+  Raises:
+    ConfigError: a key is unknown (the nearest valid one is named) or missing, or a value has the wrong type.
+  """
+  fields = {field.name: field.type for field in dataclasses.fields(section)}
+  for key in values:
+    if key not in fields:
+      near = difflib.get_close_matches(key, fields, 1)
+      hint = f"did you mean {path}{near[0]}?" if near else f"valid keys: {', '.join(fields)}"
+      raise ConfigError(f"{path}{key} is not a configuration key; {hint}")
+  missing = [key for key in fields if key not in values]
+  if missing:
+    raise ConfigError(f"the configuration lacks {', '.join(path + key for key in missing)}; see configs/base.py")
+  return section(**{key: _convert(values[key], kind, path + key) for key, kind in fields.items()})
+
+
+def _convert(value: Any, kind: Any, path: str) -> Any:
+  if dataclasses.is_dataclass(kind):
+    if not isinstance(value, Mapping):
+      raise ConfigError(f"{path}={value!r} is not a section of keys")
+    return from_mapping(value, kind, path + ".")
+  if get_origin(kind) is Mapping:
+    if isinstance(value, Mapping):
+      return {key: _convert(item, get_args(kind)[1], f"{path}.{key}") for key, item in value.items()}
+  elif get_origin(kind) is tuple:
+    item = get_args(kind)[0]
+    if isinstance(value, (list, tuple)) and all(isinstance(v, item) for v in value):
+      return tuple(value)
+  elif kind is float and isinstance(value, (int, float)) and not isinstance(value, bool):
+    return float(value)
+  elif isinstance(value, kind) and (kind is bool or not isinstance(value, bool)):
+    return value
+  raise ConfigError(f"{path}={value!r} has type {type(value).__name__}; it takes {getattr(kind, '__name__', kind)}")

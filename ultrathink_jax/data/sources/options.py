@@ -1,0 +1,20 @@
+"""What sources are told beside their own argument."""
+
+import dataclasses
+
+
+@dataclasses.dataclass(frozen=True)
+class SourceOptions:
+  """Settings that all sources share.
+
+  Attributes:
+    text_field: the field under which a plain text is found.
+    max_record_bytes: longer lines and entries are rejected, unread where possible.
+    vocab_size: of the model; the synthetic source keeps within it.
+    validation_fraction: the share of the documents that is held out.
+  """
+
+  text_field: str = "text"
+  max_record_bytes: int = 32 * 1024 * 1024
+  vocab_size: int = 50_304
+  validation_fraction: float = 0.05
