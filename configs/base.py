@@ -129,6 +129,36 @@ def get_config() -> ConfigDict:
         "decontaminate": (),  # evaluation files; documents that share a run of words with them are left out
         "decontamination_words": 13,
       },
+      "code": {  # what data.source=code:PATH makes of a source tree
+        "kinds": {  # share of the samples of each kind that is kept
+          "file": 1.0,
+          "chunk": 1.0,  # of files above max_tokens
+          "item": 1.0,  # functions, types ..., with their bodies
+          "complete": 1.0,  # prompt: documentation and signature; completion: body
+          "doc": 1.0,  # prompt: an item; completion: its documentation
+          "test": 1.0,  # prompt: a function; completion: its test
+          "fim": 0.5,  # fill in the middle
+          "repo": 1.0,  # files in the order of their dependencies
+          "commit": 0.0,  # messages and changes, without authors
+        },
+        "max_per_file": 0,  # samples of one file; 0: no limit
+        "max_tokens": 2048,  # of a sample
+        "overlap_tokens": 128,  # that chunks of a file share
+        "repo_tokens": 8192,  # of a sample of kind repo
+        "min_tokens": 8,  # of a sample
+        "test_fraction": 0.05,  # of the files, kept apart in test.jsonl
+        "split_by": "file",  # module: whole crates and packages are in one split
+        "tests": "split",  # from the code they stand in, to samples of their own; keep: in both; drop: in none
+        "secrets": "scrub",  # drop: files with credentials are left out; keep
+        "near_duplicates": "drop",  # keep
+        "fim_spm_rate": 0.5,  # share in the order suffix, prefix, middle
+        "fim_levels": {"char": 1.0, "line": 1.0, "item": 1.0},  # where middles are cut, relative to the sum
+        "fim_learned": "all",  # middle: only the middle is
+        "exclude": (),  # patterns of paths, as in .gitignore, beside what is generated, built or vendored
+        "languages": (),  # ("Rust", "Python"); (): all
+        "licences": (),  # SPDX identifiers, and "unknown"; (): all
+        "max_commits": 1000,
+      },
       "mesh": {  # devices along each axis; -1: all that are left
         "slices": 1,  # groups of devices with a slow network between them; the data axis crosses it
         "data": -1,  # of each slice

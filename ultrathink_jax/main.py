@@ -22,7 +22,7 @@ from ultrathink_jax.errors import ConfigError, UserError, report
 
 _NEED_NO_CONFIG = ("import", "export")
 _OF_SEVERAL_PROCESSES = ("train", "evaluate", "data")
-MODES = (*_OF_SEVERAL_PROCESSES, "generate", "describe", "plan", *_NEED_NO_CONFIG)
+MODES = (*_OF_SEVERAL_PROCESSES, "tokenizer", "generate", "describe", "plan", *_NEED_NO_CONFIG)
 
 
 def _define_flags(argv: list[str]) -> tuple[flags.FlagValues, flags.FlagHolder]:
@@ -93,7 +93,9 @@ def _run(argv: list[str]) -> int:
     raise ConfigError(f"mode {values.mode} runs in one process; leave {' '.join(given)} away")
   from ultrathink_jax import modes
 
-  if values.mode == "generate":
+  if values.mode == "tokenizer":
+    modes.tokenizer(config, workdir)
+  elif values.mode == "generate":
     modes.generate(config, workdir, prompts)
   elif values.mode == "plan":
     modes.plan(config, workdir, _plan_request(values), Path(values.output) if values.output else None)

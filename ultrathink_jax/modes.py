@@ -99,13 +99,24 @@ def data(config: Config, workdir: Path) -> None:
   if (workdir / "config.json").exists():
     claim(workdir, config)  # other data would replace the tokenizer of a trained model
   directory = workdir / api.DATA_DIRECTORY
-  prepared = preparing.prepare(config.data, config.model.vocab_size, directory, _log, config.quality)
+  prepared = preparing.prepare(config.data, config.model.vocab_size, directory, _log, config.quality, config.code)
   found = inspect(config, prepared, directory, workdir.resolve().name)
   _write(workdir / "data.json", found)
   page = data_page.write(workdir / "data.html", found, config)
   text = format_inspection(found, marks_for(sys.stdout))
   _log(text.encode(sys.stdout.encoding, "replace").decode(sys.stdout.encoding))  # a terminal may lack characters
   _log(f"[data] {page}")
+
+
+def tokenizer(config: Config, workdir: Path) -> None:
+  """Trains the tokenizer that training would use, or finds it, and says where it lies."""
+  if (workdir / "config.json").exists():
+    claim(workdir, config)
+  directory = workdir / api.DATA_DIRECTORY
+  made = preparing.prepare_tokenizer(config.data, config.model.vocab_size, directory, _log, config.quality, config.code)
+  _log(
+    f"[tokenizer] {made.vocab_size:,} tokens in {directory / 'tokenizer'}; use it elsewhere by --config.data.tokenizer"
+  )
 
 
 def describe(config: Config, workdir: Path) -> None:
@@ -151,7 +162,7 @@ def _prepare(config: Config, workdir: Path) -> PreparedData:
   directory = workdir / api.DATA_DIRECTORY
   prepared = None
   if is_first():
-    prepared = preparing.prepare(config.data, config.model.vocab_size, directory, _log, config.quality)
+    prepared = preparing.prepare(config.data, config.model.vocab_size, directory, _log, config.quality, config.code)
   barrier("data")
   prepared = prepared or preparing.open_prepared(directory)
   if not len(prepared.validation):

@@ -8,11 +8,12 @@ import types
 import numpy as np
 import pytest
 
+from configs.base import get_config
 from tests.data.conftest import data_config
-from ultrathink_jax.config import QualityConfig
+from ultrathink_jax.config import QualityConfig, from_mapping
 from ultrathink_jax.data import building
 from ultrathink_jax.data.documents import score
-from ultrathink_jax.data.prepare import open_prepared, prepare
+from ultrathink_jax.data.prepare import open_prepared, prepare, prepare_tokenizer
 from ultrathink_jax.data.shard_writer import ShardWriter
 from ultrathink_jax.data.sources import standard_library, synthetic
 from ultrathink_jax.errors import ConfigError, DataError
@@ -159,6 +160,24 @@ def test_documents_are_judged_and_only_one_of_equal_ones_is_kept(tmp_path, messa
   assert sum("<SECRET>" in text for text in read) == 1
   assert not any("ghp_" in text for text in read)
   assert read.count(texts[4]) == 1
+
+
+def test_a_source_tree_is_a_source(tmp_path, messages):
+  tree = tmp_path / "tree"
+  tree.mkdir()
+  for number in range(12):
+    body = "".join(f"  total += {number} * {line}\n" for line in range(20))
+    (tree / f"m{number}.py").write_text(f'def f{number}(total):\n  """Adds {number}."""\n{body}  return total\n')
+  code = from_mapping(get_config().to_dict()).code
+  data = prepare(data_config(f"code:{tree}"), 300, tmp_path / "data", messages.append, code=code)
+  read = [data.tokenizer.decode(data.train[0].example(i).tokens) for i in range(len(data.train[0]))]
+  assert any("return total" in text and text.startswith("# path: m") for text in read)
+  assert not all(data.train[0].example(i).is_learned.all() for i in range(len(read)))  # completions have prompts
+
+
+def test_only_the_tokenizer_is_made_where_only_it_is_asked_for(config, prepared, tmp_path, messages):
+  assert prepare_tokenizer(config, 512, tmp_path, messages.append).fingerprint == prepared.tokenizer.fingerprint
+  assert not (tmp_path / "tokens").exists()
 
 
 def test_sources_of_a_mixture_have_stores_of_their_own_and_one_tokenizer(text_folder, tmp_path, messages):

@@ -6,6 +6,7 @@ import json
 from collections.abc import Mapping
 from typing import Any, get_args, get_origin
 
+from ultrathink_jax.config.code import CodeConfig
 from ultrathink_jax.config.data import DataConfig
 from ultrathink_jax.config.model import ModelConfig, RopeConfig
 from ultrathink_jax.config.quality import QualityConfig
@@ -22,6 +23,7 @@ from ultrathink_jax.errors import ConfigError
 
 __all__ = [
   "CheckpointConfig",
+  "CodeConfig",
   "Config",
   "DataConfig",
   "EvaluateConfig",
@@ -45,6 +47,7 @@ class Config:
   model: ModelConfig
   data: DataConfig
   quality: QualityConfig
+  code: CodeConfig
   mesh: MeshConfig
   optimizer: OptimizerConfig
   loss: LossConfig

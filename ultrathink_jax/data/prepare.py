@@ -14,9 +14,10 @@ from typing import Any
 
 from tqdm import tqdm
 
-from ultrathink_jax.config import DataConfig, QualityConfig
+from ultrathink_jax.config import CodeConfig, DataConfig, QualityConfig
 from ultrathink_jax.data.building import Task, Work, build, plan_tasks, sample_texts
 from ultrathink_jax.data.chat import find_chat_template
+from ultrathink_jax.data.code import CodeOptions, make_options
 from ultrathink_jax.data.documents import Corpus
 from ultrathink_jax.data.quality import make_quality
 from ultrathink_jax.data.sentence_piece import train_sentencepiece
@@ -78,15 +79,21 @@ class _Given:
     vocab_size: int,
     directory: Path,
     log: Callable[[str], None],
-    quality: QualityConfig,
+    quality: QualityConfig | None,
+    code: CodeConfig | None,
   ):
     self.config = config
     self.vocab_size = vocab_size
     self.directory = directory
     self.log = log
     self.kind = _tokenizer_kind(config)
+    self.tokenizer = None if self.kind in _TRAINED else _load(self.kind, vocab_size)
     options = SourceOptions(
-      text_field=config.text_field, vocab_size=vocab_size, validation_fraction=config.validation_fraction
+      text_field=config.text_field,
+      vocab_size=vocab_size,
+      validation_fraction=config.validation_fraction,
+      code=CodeOptions() if code is None else make_options(code, config.validation_fraction, config.workers),
+      tokenizer=self.tokenizer,
     )
     self.sources = [_Source(spec, find_corpus(spec, options, directory, log)) for spec, _ in config.sources]
     self.work = Work(
@@ -95,7 +102,7 @@ class _Given:
       chat_template=find_chat_template(config.chat_template, config.tokenizer),
       threshold=config.validation_fraction,
       is_strict=config.on_error == "strict",
-      quality=None if quality == QualityConfig() else make_quality(quality),
+      quality=None if quality in (None, QualityConfig()) else make_quality(quality),
     )
 
   @property
@@ -109,6 +116,7 @@ def prepare(
   directory: Path,
   log: Callable[[str], None],
   quality: QualityConfig | None = None,
+  code: CodeConfig | None = None,
 ) -> PreparedData:
   """Returns the data of a run, kept in `directory` as tokenizer/ and tokens/, a store for each source.
 
@@ -123,7 +131,7 @@ def prepare(
   """
   directory = Path(directory)
   with lock(directory, log):
-    given = _Given(config, vocab_size, directory, log, quality or QualityConfig())
+    given = _Given(config, vocab_size, directory, log, quality, code)
     tokenizer = _find_tokenizer(given)
     stores = {}
     for source in given.sources:
@@ -139,11 +147,12 @@ def prepare_tokenizer(
   directory: Path,
   log: Callable[[str], None],
   quality: QualityConfig | None = None,
+  code: CodeConfig | None = None,
 ) -> Tokenizer:
   """Returns the tokenizer of a run, as `prepare` finds or trains it, and tokenizes nothing. Raises what that does."""
   directory = Path(directory)
   with lock(directory, log):
-    return _find_tokenizer(_Given(config, vocab_size, directory, log, quality or QualityConfig()))
+    return _find_tokenizer(_Given(config, vocab_size, directory, log, quality, code))
 
 
 def open_prepared(directory: Path) -> PreparedData:
@@ -245,7 +254,7 @@ def _find_tokenizer(given: _Given) -> Tokenizer:
     parts = [_TRAINING_VERSION, kind, specs, config.validation_fraction, vocab_size, config.special_tokens]
     key = hashlib.sha256(json.dumps(parts).encode()).hexdigest()
   else:
-    tokenizer = _load(kind, vocab_size)
+    tokenizer = given.tokenizer
     key = tokenizer.fingerprint
   if read_manifest(directory, key):
     return load_tokenizer(directory)

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from ultrathink_jax.data.documents import Corpus
 from ultrathink_jax.data.sources.arrayrecord import arrayrecord_corpus
+from ultrathink_jax.data.sources.code import code_tree_corpus
 from ultrathink_jax.data.sources.hugging_face import hugging_face_corpus
 from ultrathink_jax.data.sources.jsonl import jsonl_corpus
 from ultrathink_jax.data.sources.options import SourceOptions
@@ -23,6 +24,7 @@ __all__ = ["SOURCES", "SourceOptions", "find_corpus"]
 
 SOURCES: dict[str, Callable[[str, SourceOptions, Path, Callable[[str], None]], Corpus]] = {
   "arrayrecord": arrayrecord_corpus,
+  "code": code_tree_corpus,
   "hf": hugging_face_corpus,
   "jsonl": jsonl_corpus,
   "parquet": parquet_corpus,
