@@ -1,6 +1,7 @@
 """Checks shapes of every annotated function, and small models that tests share."""
 
 import os
+import signal
 import tempfile
 
 # Eight virtual devices for meshes; unoptimised machine code, because tests spend their time compiling.
@@ -8,6 +9,10 @@ os.environ.setdefault("XLA_FLAGS", "--xla_force_host_platform_device_count=8 --x
 
 # Programs that tests start share their compilations, and leave nothing in the user's cache.
 os.environ.setdefault("ULTRATHINK_CACHE_DIR", os.path.join(tempfile.gettempdir(), "ultrathink_jax_tests"))
+
+# What a shell starts in the background ignores interrupts, and so would the programs that tests interrupt.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+  signal.signal(signal.SIGINT, signal.default_int_handler)
 
 import jaxtyping
 

@@ -72,6 +72,13 @@ class Config:
     return json.dumps(dataclasses.asdict(self), indent=2) + "\n"
 
 
+class FrozenMapping(dict):
+  """A mapping that can be hashed, as the dataclasses that hold it can."""
+
+  def __hash__(self) -> int:
+    return hash(frozenset(self.items()))
+
+
 def from_mapping(values: Mapping[str, Any], section: type = Config, path: str = "") -> Any:
   """Returns `values`, a nested mapping with exactly the keys of configs/base.py, as a checked `section` dataclass.
 
@@ -97,7 +104,8 @@ def _convert(value: Any, kind: Any, path: str) -> Any:
     return from_mapping(value, kind, path + ".")
   if get_origin(kind) is Mapping:
     if isinstance(value, Mapping):
-      return {key: _convert(item, get_args(kind)[1], f"{path}.{key}") for key, item in value.items()}
+      item = get_args(kind)[1]
+      return FrozenMapping({key: _convert(of_key, item, f"{path}.{key}") for key, of_key in value.items()})
   elif get_origin(kind) is tuple:
     item = get_args(kind)[0]
     if isinstance(value, (list, tuple)) and all(isinstance(v, item) for v in value):
