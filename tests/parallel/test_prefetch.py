@@ -63,7 +63,7 @@ def test_gathered_weights_are_not_kept_for_the_backward_pass():
   program = jax.make_jaxpr(jax.grad(loss))(weights)
   scans = [eqn for eqn in program.jaxpr.eqns if eqn.primitive.name == "scan"]
   assert len(scans) == 2
-  kept = [out.aval.shape for out in scans[0].outvars[scans[0].params["num_carry"] :]]
+  kept = [out.aval.shape for out in scans[0].outvars]
   assert kept.count((R - 1, wide)) == 2  # x and cos(w x), no w
 
 
