@@ -91,7 +91,6 @@ class _Given:
     options = SourceOptions(
       text_field=config.text_field,
       vocab_size=vocab_size,
-      validation_fraction=config.validation_fraction,
       code=CodeOptions() if code is None else make_options(code, config.validation_fraction, config.workers),
       tokenizer=self.tokenizer,
     )

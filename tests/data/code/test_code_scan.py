@@ -8,7 +8,7 @@ from source_trees import files, manifest, samples
 
 from ultrathink_jax.data.code import CodeOptions, scan
 from ultrathink_jax.data.code.reading import read_source
-from ultrathink_jax.data.code.scan import printable
+from ultrathink_jax.data.wording import printable
 from ultrathink_jax.errors import ConfigError, DataError
 
 CODE = "pub fn add(first: u32, second: u32) -> u32 {\n  first + second\n}\n"

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-from ultrathink_jax.data.code.scan import printable
+from ultrathink_jax.data.wording import printable
 from ultrathink_jax.errors import DataError
 
 _SECONDS = 30

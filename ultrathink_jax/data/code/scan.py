@@ -11,6 +11,7 @@ import pathspec
 
 from ultrathink_jax.data.code.languages import language_name
 from ultrathink_jax.data.code.options import CodeOptions
+from ultrathink_jax.data.wording import printable
 from ultrathink_jax.errors import ConfigError, DataError
 
 _VERSION_CONTROL = {".git", ".hg", ".svn", ".jj"}  # holds the tree's history, is no part of it
@@ -92,13 +93,6 @@ def scan(root: Path, options: CodeOptions, skipped: Collection[Path] = ()) -> tu
       else:
         _add_file(path, entry, options, found, left_out)
   return sorted(found, key=lambda file: os.fsencode(file.path)), sorted(left_out)
-
-
-def printable(path: str) -> str:
-  """Returns a path with everything escaped that is not printable or not UTF-8; different paths stay different."""
-  if path.isprintable() and "\\" not in path:
-    return path
-  return "".join(c if c.isprintable() and c != "\\" else c.encode("unicode_escape").decode() for c in path)
 
 
 def _patterns(lines: Iterable[str]) -> pathspec.GitIgnoreSpec:

@@ -30,11 +30,6 @@ class Verdict(NamedTuple):
   num_scrubbed: Counter[str]
   signature: bytes
 
-  @property
-  def counts(self) -> Counter[str]:
-    """What a manifest reports: {reason or "kept": 1, "scrubbed/KIND": n}. Sum them over documents and shards."""
-    return Counter({self.reason or "kept": 1} | {f"scrubbed/{kind}": n for kind, n in self.num_scrubbed.items()})
-
 
 @dataclasses.dataclass(frozen=True)
 class Quality:

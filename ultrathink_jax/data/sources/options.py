@@ -14,7 +14,6 @@ class SourceOptions:
     text_field: the field under which a plain text is found.
     max_record_bytes: longer lines and entries are rejected, unread where possible.
     vocab_size: of the model; the synthetic source keeps within it.
-    validation_fraction: the share of the documents that is held out.
     code: what is made of source trees.
     tokenizer: that will read the documents, where it is known before they are read.
   """
@@ -22,6 +21,5 @@ class SourceOptions:
   text_field: str = "text"
   max_record_bytes: int = 32 * 1024 * 1024
   vocab_size: int = 50_304
-  validation_fraction: float = 0.05
   code: CodeOptions = dataclasses.field(default_factory=CodeOptions)
   tokenizer: Tokenizer | None = None
