@@ -170,40 +170,94 @@ def get_config() -> ConfigDict:
         "zero": 3,  # what the fsdp axis shards: 1 the optimizer's state, 2 gradients too, 3 parameters too
       },
       "optimizer": {
-        "name": "adamw",
+        "name": "adamw",  # adamw, lion, sophia, galore, adafactor, muon, sgd, schedule_free
         "learning_rate": 3e-4,  # peak
-        "schedule": "cosine",  # cosine or constant, both after a linear warm-up
+        # of parameters whose path matches, PATTERN=FACTOR; the first match counts: ("*router*=0.1", "embedding*=0.5")
+        "rate_multipliers": (),
+        # constant, linear, cosine, polynomial, exponential, cosine_restarts, or wsd (constant, then linear), each after
+        # a linear warm-up
+        "schedule": "cosine",
         "warmup_steps": 100,
+        "warmup_ratio": 0.0,  # of the steps of the run, instead of warmup_steps; 0: warmup_steps
         "final_learning_rate_ratio": 0.1,  # learning rate at the last step / peak
-        "beta1": 0.9,
+        "decay_power": 0.5,  # polynomial: of the share of steps that are left
+        "decay_ratio": 0.2,  # wsd: share of the steps, the last ones, in which the rate falls
+        "restarts": 3,  # cosine_restarts: how often the rate starts at its peak
+        "beta1": 0.9,  # sgd: momentum
         "beta2": 0.95,
         "epsilon": 1e-8,
         "weight_decay": 0.1,  # of weight matrices only
+        "moment_dtype": "float32",  # bfloat16: of the first moments
         "clip_norm": 1.0,  # global gradient norm
+        "average_decay": 0.0,  # of a moving average of the parameters, that evaluation and export read; 0: none
         "offload": False,  # True: the optimizer's state rests in host memory between updates
         "router_bias_rate": 0.001,  # what model.router_bias moves by in a step
+        "sophia": {
+          "rho": 0.04,
+          "every_steps": 10,  # between estimates of the curvature
+        },
+        "galore": {
+          "rank": 256,
+          "every_steps": 200,  # between projections
+          "scale": 0.25,
+        },
+        "guard": {  # a step whose loss or gradient is not finite is never applied
+          "spike_sigmas": 0.0,  # nor one whose loss or gradient norm is this far above its mean; 0: all others are
+          "window_steps": 128,  # that mean and deviation are of
+          "max_skipped": 10,  # steps in a row, after which the run goes back to its last checkpoint and reads on behind
+          "max_rollbacks": 1,  # after which it ends
+        },
       },
       "loss": {
         "load_balance_weight": 0.01,
         "router_z_weight": 0.001,
         "router_importance_weight": 0.0,
         "router_entropy_weight": 0.0,
+        "z_weight": 0.0,  # of the squared log of the softmax's normaliser
+        "scan_weight": 0.0,  # of the squared log-decay of Mamba-2 states per token
+        "label_smoothing": 0.0,  # share of a target that all tokens have evenly
       },
       "train": {
         "steps": 1000,  # optimizer steps
+        "tokens": 0,  # instead of steps: at least as many tokens; 0: steps
+        "epochs": 0.0,  # instead of steps: as often is the training data read; 0: steps
         "batch_size": 16,  # sequences per optimizer step over all devices
         "sequence_length": 512,  # tokens
-        "accumulation_steps": 1,  # micro-batches per optimizer step
+        "accumulation_steps": 1,  # micro-batches per optimizer step; 0: the fewest that fit in memory
         "seed": 0,
+        "deterministic": False,  # True: the same bits again on GPU too, at some speed; elsewhere they always are
         "log_every_steps": 10,
+        "hang_seconds": 0.0,  # without progress after which a run dumps its stacks and ends; 0: by the steps so far
       },
       "evaluate": {
         "every_steps": 200,  # 0: only after the last step
         "num_batches": 8,  # per evaluation during training; mode evaluate and the last evaluation read the whole split
+        "averaged": True,  # of the averaged parameters, where there are any
+        "best_metric": "evaluate/loss",  # what the best checkpoint is chosen by
+        "best_is": "lowest",  # highest
+        "patience": 0,  # evaluations without a better one after which training ends with the best; 0: never
+        "min_delta": 0.0,  # what is better at least
       },
       "checkpoint": {
         "every_steps": 200,
         "keep_last": 2,
+        "keep_best": 0,  # checkpoints with the best evaluate.best_metric, saved as they are evaluated
+        "keep_every_steps": 0,  # checkpoints of multiples of this step stay for good; 0: none
+        "init_from": "",  # workdir or checkpoint whose parameters a new run begins with, where name and shape agree
+        "stop_seconds": 12.0,  # from a signal to the end, saved or not
+      },
+      "log": {
+        "sinks": (),  # mlflow, wandb: beside metrics.jsonl and TensorBoard; each needs the extra of its name
+        "project": "ultrathink_jax",
+        "run_name": "",  # "": the name of the workdir
+      },
+      "advice": {  # when a line on the console says what to look at; 0 turns a rule off
+        "explosion_ratio": 10.0,  # gradient norm / its median of late
+        "oscillation_ratio": 0.25,  # deviation of the loss around its trend / its mean
+        "flat_steps": 500,  # in which the loss should fall
+        "flat_ratio": 0.005,  # by this share at least
+        "collapse_share": 0.5,  # of a layer's choices that one expert has
+        "saturation_entropy": 0.3,  # of the load / ln(experts), below which routing is saturated
       },
       "generate": {
         "max_new_tokens": 128,

@@ -9,6 +9,7 @@ from typing import Any, get_args, get_origin
 from ultrathink_jax.config.code import CodeConfig
 from ultrathink_jax.config.data import DataConfig
 from ultrathink_jax.config.model import ModelConfig, RopeConfig
+from ultrathink_jax.config.optimizer import GaloreConfig, GuardConfig, OptimizerConfig, SophiaConfig
 from ultrathink_jax.config.quality import QualityConfig
 from ultrathink_jax.config.run import (
   CheckpointConfig,
@@ -16,24 +17,29 @@ from ultrathink_jax.config.run import (
   GenerateConfig,
   LossConfig,
   MeshConfig,
-  OptimizerConfig,
   TrainConfig,
 )
+from ultrathink_jax.config.watching import AdviceConfig, LogConfig
 from ultrathink_jax.errors import ConfigError
 
 __all__ = [
+  "AdviceConfig",
   "CheckpointConfig",
   "CodeConfig",
   "Config",
   "DataConfig",
   "EvaluateConfig",
+  "GaloreConfig",
   "GenerateConfig",
+  "GuardConfig",
+  "LogConfig",
   "LossConfig",
   "MeshConfig",
   "ModelConfig",
   "OptimizerConfig",
   "QualityConfig",
   "RopeConfig",
+  "SophiaConfig",
   "TrainConfig",
   "from_mapping",
 ]
@@ -54,6 +60,8 @@ class Config:
   train: TrainConfig
   evaluate: EvaluateConfig
   checkpoint: CheckpointConfig
+  log: LogConfig
+  advice: AdviceConfig
   generate: GenerateConfig
 
   def __post_init__(self) -> None:

@@ -2,7 +2,7 @@
 
 import dataclasses
 
-from ultrathink_jax.config.checks import divisors, require_at_least, require_fraction
+from ultrathink_jax.config.checks import divisors, require_at_least, require_choice, require_fraction
 from ultrathink_jax.errors import ConfigError
 
 
@@ -39,40 +39,6 @@ class MeshConfig:
 
 
 @dataclasses.dataclass(frozen=True)
-class OptimizerConfig:
-  """The update rule and its learning-rate schedule."""
-
-  name: str
-  learning_rate: float
-  schedule: str
-  warmup_steps: int
-  final_learning_rate_ratio: float
-  beta1: float
-  beta2: float
-  epsilon: float
-  weight_decay: float
-  clip_norm: float
-  offload: bool
-  router_bias_rate: float
-
-  def __post_init__(self) -> None:
-    require_fraction("optimizer", self, "beta1", "beta2")
-    require_at_least(
-      "optimizer",
-      self,
-      0,
-      "learning_rate",
-      "warmup_steps",
-      "weight_decay",
-      "final_learning_rate_ratio",
-      "router_bias_rate",
-    )
-    for key in ("epsilon", "clip_norm"):
-      if not getattr(self, key) > 0:
-        raise ConfigError(f"optimizer.{key}={getattr(self, key)} is not positive; choose a value above 0")
-
-
-@dataclasses.dataclass(frozen=True)
 class LossConfig:
   """What each auxiliary loss counts beside the language-modelling loss."""
 
@@ -80,9 +46,13 @@ class LossConfig:
   router_z_weight: float
   router_importance_weight: float
   router_entropy_weight: float
+  z_weight: float
+  scan_weight: float
+  label_smoothing: float
 
   def __post_init__(self) -> None:
     require_at_least("loss", self, 0, *(field.name for field in dataclasses.fields(self)))
+    require_fraction("loss", self, "label_smoothing")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -90,18 +60,24 @@ class TrainConfig:
   """The length and the batch of a run."""
 
   steps: int
+  tokens: int
+  epochs: float
   batch_size: int
   sequence_length: int
   accumulation_steps: int
   seed: int
+  deterministic: bool
   log_every_steps: int
+  hang_seconds: float
 
   def __post_init__(self) -> None:
-    require_at_least(
-      "train", self, 1, "steps", "batch_size", "sequence_length", "accumulation_steps", "log_every_steps"
-    )
-    require_at_least("train", self, 0, "seed")
-    if self.batch_size % self.accumulation_steps:
+    require_at_least("train", self, 1, "steps", "batch_size", "sequence_length", "log_every_steps")
+    require_at_least("train", self, 0, "seed", "tokens", "epochs", "accumulation_steps", "hang_seconds")
+    if self.tokens and self.epochs:
+      raise ConfigError(
+        f"train.tokens={self.tokens} and train.epochs={self.epochs} both say how long the run is; set one of them to 0"
+      )
+    if self.accumulation_steps and self.batch_size % self.accumulation_steps:
       raise ConfigError(
         f"train.batch_size={self.batch_size} is not a multiple of train.accumulation_steps={self.accumulation_steps}; "
         f"choose accumulation_steps in {divisors(self.batch_size)}"
@@ -109,8 +85,8 @@ class TrainConfig:
 
   @property
   def micro_batch_size(self) -> int:
-    """Sequences, over all devices, that one backward pass sees."""
-    return self.batch_size // self.accumulation_steps
+    """Sequences, over all devices, that one backward pass sees; all of them as long as their number is open."""
+    return self.batch_size // max(1, self.accumulation_steps)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -119,9 +95,19 @@ class EvaluateConfig:
 
   every_steps: int
   num_batches: int
+  averaged: bool
+  best_metric: str
+  best_is: str
+  patience: int
+  min_delta: float
 
   def __post_init__(self) -> None:
-    require_at_least("evaluate", self, 0, "every_steps")
+    require_at_least("evaluate", self, 0, "every_steps", "patience", "min_delta")
+    require_choice("evaluate", self, best_is=("lowest", "highest"))
+    if self.patience and not self.every_steps:
+      raise ConfigError(
+        f"evaluate.patience={self.patience} counts evaluations, and evaluate.every_steps=0 makes none; set every_steps"
+      )
     require_at_least("evaluate", self, 1, "num_batches")
 
 
@@ -131,9 +117,14 @@ class CheckpointConfig:
 
   every_steps: int
   keep_last: int
+  keep_best: int
+  keep_every_steps: int
+  init_from: str
+  stop_seconds: float
 
   def __post_init__(self) -> None:
-    require_at_least("checkpoint", self, 1, "every_steps", "keep_last")
+    require_at_least("checkpoint", self, 1, "every_steps", "keep_last", "stop_seconds")
+    require_at_least("checkpoint", self, 0, "keep_best", "keep_every_steps")
 
 
 @dataclasses.dataclass(frozen=True)
