@@ -7,7 +7,8 @@ The vocabulary comes first, which is the order in which both products with the t
 On CPU a chunk is worked off block by block of the vocabulary: products of this size run several times as fast as those
 of a whole one, and what is made of their results is made in the cache. Powers are relative to the highest logit so far.
 
-Source: arXiv:1805.02867 (highest logit and normaliser over blocks).
+Source: arXiv:1805.02867 (highest logit and normaliser over blocks), arXiv:1512.00567 section 7 (label smoothing),
+arXiv:2204.02311 section 5 (z-loss).
 Letters: B batch  T length  t time of a chunk  D embed  V vocab  N blocks  v tokens of a block.
 """
 
@@ -17,8 +18,9 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float, Int, Key
 
+from ultrathink_jax.kernels.cross_entropy import TokenLosses
 from ultrathink_jax.kernels.matmul import transposed_product
 from ultrathink_jax.kernels.soft_cap import Cap, soft_cap, through_soft_cap
 from ultrathink_jax.platform import target_platform
@@ -58,8 +60,42 @@ def cross_entropy_chunked(
   cap: Cap = None,
 ) -> Float[Array, ""]:
   """Returns what `cross_entropy` does, differentiable in `hidden` and `table`."""
+  return token_loss_chunked(hidden, table, targets, weights, cap)[0]
+
+
+def token_loss_chunked(
+  hidden: Float[Array, "B T D"],
+  table: Float[Array, "V D"],
+  targets: Int[Array, "B T"],
+  weights: Float[Array, "B T"],
+  cap: Cap = None,
+  smoothing: float = 0.0,
+  z_weight: float = 0.0,
+) -> tuple[Float[Array, ""], TokenLosses]:
+  """Returns the total of what `token_losses` returns, differentiable in `hidden` and `table`, and the sums themselves.
+
+  The sums have no gradient.
+  """
   B, T, _ = hidden.shape
-  return _loss(hidden, table, targets, weights, cap, chunk_length(B, T, table.shape[0]))
+  mix = _Mix(smoothing, z_weight)
+  total, losses = _loss(hidden, table, targets, weights, cap, chunk_length(B, T, table.shape[0]), mix)
+  return total, jax.lax.stop_gradient(losses)
+
+
+def sample_tokens(
+  hidden: Float[Array, "B T D"], table: Float[Array, "V D"], cap: Cap, key: Key[Array, ""]
+) -> Int[Array, "B T"]:
+  """Returns for each position a token drawn from the softmax of its logits, without gradient."""
+  hidden, table = jax.lax.stop_gradient((hidden, table))
+  chunks = _split(hidden, chunk_length(*hidden.shape[:2], table.shape[0]))
+  table = table.astype(hidden.dtype)
+
+  def draw(inputs):
+    hidden, key = inputs
+    logits = jnp.einsum("btd,vd->btv", hidden, table, preferred_element_type=jnp.float32)
+    return jax.random.categorical(key, soft_cap(logits, cap)).astype(jnp.int32)
+
+  return _join(jax.lax.map(draw, (chunks, jax.random.split(key, chunks.shape[0]))))
 
 
 def _split(array: Array, chunk: int) -> Array:
@@ -103,24 +139,43 @@ def _rows(table: Float[Array, "V D"], start: Int[Array, ""], size: int) -> Float
   return table if size == table.shape[0] else jax.lax.dynamic_slice_in_dim(table, start, size)
 
 
+class _Mix(NamedTuple):
+  """What of the loss is not the cross-entropy with the targets. Where it is nothing, nothing is worked out for it."""
+
+  smoothing: float
+  z_weight: float
+
+
 class _Softmax(NamedTuple):
-  """Of the logits of a chunk: their highest, sum_v exp(logits - highest), and those of the targets."""
+  """Of the logits of a chunk: their highest, sum_v exp(logits - highest), those of the targets, and sum_v logits.
+
+  The last are for label smoothing alone.
+  """
 
   highest: Float[Array, "B t"]
   normalizer: Float[Array, "B t"]
   target_logits: Float[Array, "B t"]
+  logit_sums: Float[Array, "B t"] | None
 
-  def loss(self, weights: Float[Array, "B t"]) -> Float[Array, ""]:
-    return jnp.sum(weights * (jnp.log(self.normalizer) + self.highest - self.target_logits))
+  @property
+  def log_normalizer(self) -> Float[Array, "B t"]:
+    return jnp.log(self.normalizer) + self.highest
+
+  def losses(self, weights: Float[Array, "B t"], vocab_size: int, mix: _Mix) -> TokenLosses:
+    return TokenLosses(
+      jnp.sum(weights * (self.log_normalizer - self.target_logits)),
+      jnp.sum(weights * (self.log_normalizer - self.logit_sums / vocab_size)) if mix.smoothing else None,
+      jnp.sum(weights * jnp.square(self.log_normalizer)) if mix.z_weight else None,
+    )
 
 
 def _softmax(
-  hidden, table, targets, cap, blocks: _Blocks, is_kept: bool
+  hidden, table, targets, cap, blocks: _Blocks, mix: _Mix, is_kept: bool
 ) -> tuple[_Softmax, tuple[Float[Array, "N v B t"], Float[Array, "N B t"]] | None]:
   """Returns the softmax and, if kept, what gradients are made of: each block's powers and what they are relative to.
 
   The powers have passed backward through the soft cap. They are float32 at any compute dtype: XLA on CPU copies the
-  whole array to put a block of bfloat16 into it.
+  whole array to put a block of bfloat16 into it. Label smoothing needs the logits themselves, and gets those.
   """
 
   def read(softmax: _Softmax, block):
@@ -129,53 +184,60 @@ def _softmax(
     logits = soft_cap(logits, cap)
     highest = jnp.maximum(softmax.highest, jnp.max(logits, axis=0))
     # One exponential a logit: gradients are made from these powers too.
-    is_own = start + jnp.arange(blocks.size) >= first
-    powers = jnp.where(is_own[:, None, None], jnp.exp(logits - highest), 0)
+    is_own = (start + jnp.arange(blocks.size) >= first)[:, None, None]
+    powers = jnp.where(is_own, jnp.exp(logits - highest), 0)
     normalizer = softmax.normalizer * jnp.exp(softmax.highest - highest) + jnp.sum(powers, axis=0)
     place = jnp.clip(targets - start, 0, blocks.size - 1)
     is_here = (targets >= start) & (targets < start + blocks.size)
     target_logits = jnp.take_along_axis(logits, place[None], axis=0)[0]
-    softmax = _Softmax(highest, normalizer, jnp.where(is_here, target_logits, softmax.target_logits))
-    return softmax, (through_soft_cap(powers, logits, cap), highest) if is_kept else None
+    target_logits = jnp.where(is_here, target_logits, softmax.target_logits)
+    sums = softmax.logit_sums + jnp.sum(jnp.where(is_own, logits, 0), axis=0) if mix.smoothing else None
+    kept = logits if mix.smoothing else through_soft_cap(powers, logits, cap)
+    return _Softmax(highest, normalizer, target_logits, sums), (kept, highest) if is_kept else None
 
   zeros = jnp.zeros(targets.shape, jnp.float32)
-  return jax.lax.scan(read, _Softmax(zeros + _LOWEST, zeros, zeros), (blocks.starts, blocks.firsts))
+  empty = _Softmax(zeros + _LOWEST, zeros, zeros, zeros if mix.smoothing else None)
+  return jax.lax.scan(read, empty, (blocks.starts, blocks.firsts))
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(5,))
-def _loss(hidden, table, targets, weights, cap, chunk: int):
-  table, blocks = table.astype(hidden.dtype), _blocks(table.shape[0])
+def _no_losses(mix: _Mix) -> TokenLosses:
+  zero = jnp.float32(0)
+  return TokenLosses(zero, zero if mix.smoothing else None, zero if mix.z_weight else None)
 
-  def add(total, inputs):
+
+@partial(jax.custom_vjp, nondiff_argnums=(5, 6))
+def _loss(hidden, table, targets, weights, cap, chunk: int, mix: _Mix):
+  V = table.shape[0]
+  table, blocks = table.astype(hidden.dtype), _blocks(V)
+
+  def add(losses, inputs):
     hidden, targets, weights = inputs
-    return total + _softmax(hidden, table, targets, cap, blocks, is_kept=False)[0].loss(weights), None
+    new = _softmax(hidden, table, targets, cap, blocks, mix, is_kept=False)[0].losses(weights, V, mix)
+    return jax.tree.map(jnp.add, losses, new), None
 
   chunks = tuple(_split(array, chunk) for array in (hidden, targets, weights))
-  return jax.lax.scan(add, jnp.float32(0), chunks)[0]
+  losses = jax.lax.scan(add, _no_losses(mix), chunks)[0]
+  return losses.total(*mix), losses
 
 
-def _loss_forward(hidden, table, targets, weights, cap, chunk: int):
-  table_in_dtype, blocks = table.astype(hidden.dtype), _blocks(table.shape[0])
+def _loss_forward(hidden, table, targets, weights, cap, chunk: int, mix: _Mix):
+  V = table.shape[0]
+  table_in_dtype, blocks = table.astype(hidden.dtype), _blocks(V)
 
   def add(carry, inputs):
-    total, table_gradient = carry
+    losses, table_gradient = carry
     hidden, targets, weights = inputs
-    softmax, kept = _softmax(hidden, table_in_dtype, targets, cap, blocks, is_kept=True)
-    scale = weights / softmax.normalizer
-    at_target = jnp.exp(softmax.target_logits - softmax.highest) - softmax.normalizer
-    at_target = scale * through_soft_cap(at_target, softmax.target_logits, cap)
+    softmax, kept = _softmax(hidden, table_in_dtype, targets, cap, blocks, mix, is_kept=True)
+    gradient_of = _logit_gradients(softmax, weights, targets, cap, V, mix)
 
     def add_block(gradients, block):
       table_gradient, hidden_gradient = gradients
-      start, first, powers, highest = block
-      # A comparison rather than a scatter: it fuses with its neighbours and stays local where V is sharded.
-      is_target = (start + jnp.arange(blocks.size))[:, None, None] == jnp.where(targets < first, -1, targets)
-      gradient = powers * (scale * jnp.exp(highest - softmax.highest))
-      gradient = jnp.where(is_target, at_target, gradient).astype(hidden.dtype)
+      start, first, kept, highest = block
+      gradient = gradient_of(start + jnp.arange(blocks.size), first, kept, highest).astype(hidden.dtype)
       hidden_gradient += transposed_product(_rows(table_in_dtype, start, blocks.size), gradient)
       of_rows = jnp.einsum("vbt,btd->vd", gradient, hidden, preferred_element_type=jnp.float32)
       of_rows += _rows(table_gradient, start, blocks.size)
-      if blocks.size < table.shape[0]:
+      if blocks.size < V:
         of_rows = jax.lax.dynamic_update_slice_in_dim(table_gradient, of_rows, start, 0)
       return (of_rows, hidden_gradient), None
 
@@ -183,16 +245,49 @@ def _loss_forward(hidden, table, targets, weights, cap, chunk: int):
     per_block = (blocks.starts, blocks.firsts, *kept)
     (table_gradient, hidden_gradient), _ = jax.lax.scan(add_block, (table_gradient, zeros), per_block)
     hidden_gradient = jnp.moveaxis(hidden_gradient, 0, -1).astype(hidden.dtype)
-    return (total + softmax.loss(weights), table_gradient), hidden_gradient
+    losses = jax.tree.map(jnp.add, losses, softmax.losses(weights, V, mix))
+    return (losses, table_gradient), hidden_gradient
 
   chunks = tuple(_split(array, chunk) for array in (hidden, targets, weights))
-  start = (jnp.float32(0), jnp.zeros(table.shape, jnp.float32))
-  (total, table_gradient), hidden_gradient = jax.lax.scan(add, start, chunks)
-  return total, (_join(hidden_gradient), table_gradient.astype(table.dtype))
+  start = (_no_losses(mix), jnp.zeros(table.shape, jnp.float32))
+  (losses, table_gradient), hidden_gradient = jax.lax.scan(add, start, chunks)
+  return (losses.total(*mix), losses), (_join(hidden_gradient), table_gradient.astype(table.dtype))
 
 
-def _loss_backward(chunk: int, residuals, scale):
+def _logit_gradients(softmax: _Softmax, weights, targets, cap, vocab_size: int, mix: _Mix):
+  """Returns (tokens [v] of a block, the first that belongs to it, what was kept of it) -> [v, B, t].
+
+  It is the gradient with respect to the logits before the cap:
+  weight (probability (1 + 2 z_weight log normaliser) - (1 - smoothing) [is target] - smoothing / V).
+  """
+  scale = weights / softmax.normalizer
+  even = mix.smoothing / vocab_size
+  # The target's own: the difference to 1 is taken first, which is small for a token that is almost sure.
+  power = jnp.exp(softmax.target_logits - softmax.highest)
+  at_target, power_scale = power - softmax.normalizer, scale
+  if mix.z_weight:
+    more = 2 * mix.z_weight * softmax.log_normalizer
+    at_target, power_scale = at_target + power * more, scale * (1 + more)
+  if mix.smoothing:
+    at_target += (mix.smoothing - even) * softmax.normalizer
+  at_target = scale * through_soft_cap(at_target, softmax.target_logits, cap)
+
+  def gradient_of(tokens, first, kept, highest):
+    # A comparison rather than a scatter: it fuses with its neighbours and stays local where V is sharded.
+    is_target = tokens[:, None, None] == jnp.where(targets < first, -1, targets)
+    if mix.smoothing:
+      gradient = through_soft_cap(jnp.exp(kept - softmax.highest) * power_scale - even * weights, kept, cap)
+      gradient = jnp.where((tokens >= first)[:, None, None], gradient, 0)
+    else:
+      gradient = kept * (power_scale * jnp.exp(highest - softmax.highest))
+    return jnp.where(is_target, at_target, gradient)
+
+  return gradient_of
+
+
+def _loss_backward(chunk: int, mix: _Mix, residuals, gradients):
   hidden_gradient, table_gradient = residuals
+  scale = gradients[0]
   return hidden_gradient * scale.astype(hidden_gradient.dtype), table_gradient * scale, None, None, None
 
 

@@ -29,6 +29,8 @@ _DT_RANGE = (1e-3, 1e-1)
 _DT_FLOOR = 1e-4
 _A_RANGE = (1.0, 16.0)
 
+SCAN_LOSS = "scan"  # one value a row of the batch: mean over tokens and heads of the squared log-decay of the state
+
 
 @dataclasses.dataclass(frozen=True)
 class MambaConfig:
@@ -115,7 +117,10 @@ class Mamba(nn.Module):
   def __call__(
     self, x: Float[Array, "B T D"], context: Context, cache: MambaCache | None
   ) -> tuple[Float[Array, "B T D"], MambaCache | None, dict[str, Array]]:
-    """Returns the mixed tokens; with a cache, they follow the cached document (one document a row, padding behind)."""
+    """Returns the mixed tokens and aux, `SCAN_LOSS` [B].
+
+    With a cache, they follow the cached document (one document a row, padding behind).
+    """
     config = self.config
     N, P, K, Z = config.num_heads, config.head_dim, config.num_groups, config.state_dim
     B, T, D = x.shape
@@ -148,7 +153,13 @@ class Mamba(nn.Module):
       num_tokens = jnp.sum(context.segment_ids != 0, axis=1)
       conv = {name: _last_inputs(cache.conv[name], stream, num_tokens) for name, stream in streams.items()}
       cache = MambaCache(conv, state)
-    return y, cache, {}
+    return y, cache, {SCAN_LOSS: _scan_loss(dt, a, context.segment_ids)}
+
+
+def _scan_loss(dt: Float[Array, "B T N"], a: Float[Array, " N"], segment_ids: Int[Array, "B T"]) -> Float[Array, " B"]:
+  """Returns the mean of (dt a)^2, where dt is 0 at padding."""
+  num_tokens = jnp.maximum(jnp.sum(segment_ids != 0, axis=1), 1)
+  return jnp.sum(jnp.square(dt * a), axis=(1, 2)) / (a.size * num_tokens)
 
 
 def _mix(config: MambaConfig, streams, filters, dt, a, d, segment_ids, cache: MambaCache | None):

@@ -14,6 +14,7 @@ from jaxtyping import Array, Float, Key
 
 from ultrathink_jax.config import ModelConfig
 from ultrathink_jax.layers.linear import PROJECTED
+from ultrathink_jax.layers.mamba import SCAN_LOSS
 from ultrathink_jax.layers.router import ROW_LOSSES
 from ultrathink_jax.models.layer import LAYER_OUTPUT, Period, groups
 from ultrathink_jax.parallel.devices import scan_unroll
@@ -176,5 +177,5 @@ def _as_used(dtype: jnp.dtype, path: tuple, weight: Array) -> Array:
 
 def _whole_batch(values: dict[str, Array]) -> dict[str, Array]:
   """Returns the aux values [R, M, ...] of a layer as they are for a whole batch: rows side by side, counts summed."""
-  rows = lambda array: jax.vmap(join)(array)
-  return {name: rows(value) if name in ROW_LOSSES else jnp.sum(value, axis=1) for name, value in values.items()}
+  rows, by_row = lambda array: jax.vmap(join)(array), (*ROW_LOSSES, SCAN_LOSS)
+  return {name: rows(value) if name in by_row else jnp.sum(value, axis=1) for name, value in values.items()}

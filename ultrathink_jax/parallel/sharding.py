@@ -1,5 +1,6 @@
 """Where each logical axis of an array lies on the mesh: one table, read by parameters and activations alike."""
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -84,12 +85,25 @@ def optimizer_shardings(
 ) -> Any:
   """Returns shardings for an optimizer state (or its shapes): moments lie like `param_shardings`, counts everywhere.
 
+  Of a moment with other dims than its parameter, as a factored one, those that devices can not share evenly are whole
+  on each; all are where their number differs.
+
   Without this `jax.jit(optimizer.init)` would replicate the moments on every device.
   """
   return optax.tree_utils.tree_map_params(
     optimizer,
-    lambda _, sharding: sharding,
+    lambda leaf, sharding: _fitted(sharding, leaf.shape),
     opt_state,
     param_shardings,
     transform_non_params=lambda _: NamedSharding(mesh, PartitionSpec()),
   )
+
+
+def _fitted(sharding: NamedSharding, shape: tuple[int, ...]) -> NamedSharding:
+  """Returns `sharding` where it divides `shape`."""
+  if len(sharding.spec) != len(shape):
+    return NamedSharding(sharding.mesh, PartitionSpec())
+  sizes = sharding.mesh.shape
+  ways = lambda axes: math.prod(sizes[axis] for axis in ((axes,) if isinstance(axes, str) else axes or ()))
+  spec = (axes if size % ways(axes) == 0 else None for axes, size in zip(sharding.spec, shape, strict=True))
+  return NamedSharding(sharding.mesh, PartitionSpec(*spec))
