@@ -4,8 +4,12 @@
 
 What stands after `--` goes to ultrathink_jax.main. Process 0 writes here as if it were alone; error lines of the others
 come with their number, and why they end only where none before them says it. When one process ends badly, all end.
-After the loss of a process (exit code 6 or a signal) or a preemption (75) all are started again, M times at most. The
-exit code is the program's.
+The exit code is the program's.
+
+After the loss of a process (exit code 6 or a signal) or a preemption (75) all are started again, M times at most, after
+a pause that grows while runs end within seconds. What another try would not mend (codes 1 to 5) ends it, and so does a
+signal to this program, which it passes on: the run then saves and ends with 75. With --processes=1 it keeps a single
+run alive unattended.
 
 --devices_per_process: virtual CPU devices of each process, or GPUs where there are any.
 """
@@ -24,8 +28,16 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 _RESTARTABLE = (6, 75)
-_LAST_WORDS = ("error: ", "interrupted: ")  # how the line begins that says why a process ends
+_LAST_WORDS = ("error: ", "interrupted: ", "stopped: ")  # how the line begins that says why a process ends
 _GRACE_SECONDS = 5  # in which processes that lost a peer say so themselves
+_SHORT_SECONDS = 20  # a run that ends sooner makes the pause before the next one longer
+_MAX_PAUSE_SECONDS = 30
+_PASSED_ON = {  # signals, and what the processes are sent
+  signal.SIGINT: signal.SIGINT,
+  signal.SIGTERM: signal.SIGTERM,
+  signal.SIGUSR1: signal.SIGUSR1,
+  signal.SIGHUP: signal.SIGTERM,  # the terminal is gone
+}
 
 
 def main() -> int:
@@ -37,15 +49,23 @@ def main() -> int:
       variables = _variables(index, options.processes, options.devices_per_process, "PORT")
       print(shlex.join([*(f"{name}={value}" for name, value in variables.items()), *command]))
     return 0
-  restarts = 0
+  signals = _Signals()
+  restarts = num_short = 0
   while True:
-    run = _Run(command, options.processes, options.devices_per_process)
-    code = run.wait()
-    if run.stopped_by or (code >= 0 and code not in _RESTARTABLE) or restarts == options.max_restarts:
+    begun = time.monotonic()
+    code = _Run(command, options.processes, options.devices_per_process, signals).wait()
+    if signals.received or (code >= 0 and code not in _RESTARTABLE) or restarts == options.max_restarts:
       return code if code >= 0 else 128 - code
     restarts += 1
+    num_short = num_short + 1 if time.monotonic() - begun < _SHORT_SECONDS else 0
+    pause = min(_MAX_PAUSE_SECONDS, 2 ** (num_short - 1)) if num_short else 0
     why = f"exit code {code}" if code >= 0 else signal.Signals(-code).name
-    print(f"[launch] ended with {why}; restart {restarts} of {options.max_restarts}", file=sys.stderr, flush=True)
+    after = f" in {pause} s" if pause else ""
+    print(
+      f"[launch] ended with {why}; restart {restarts} of {options.max_restarts}{after}", file=sys.stderr, flush=True
+    )
+    if signals.wait(pause):
+      return code if code >= 0 else 128 - code
 
 
 def _parse(argv: list[str]) -> tuple[argparse.Namespace, list[str]]:
@@ -79,18 +99,52 @@ def _variables(index: int, count: int, devices: int, port: int | str) -> dict[st
   return variables
 
 
+class _Signals:
+  """Passes on the signals that this program receives; one that its parent has it ignore stays ignored."""
+
+  def __init__(self):
+    self.received: list[int] = []
+    self._processes: list[subprocess.Popen] = []
+    for number in _PASSED_ON:
+      if signal.getsignal(number) is not signal.SIG_IGN:
+        signal.signal(number, self._pass_on)
+
+  def pass_to(self, processes: list[subprocess.Popen]) -> None:
+    """From now on, signals go to these processes, and so does one that came while they were started."""
+    self._processes = processes
+    if self.received:
+      _send(processes, _PASSED_ON[self.received[-1]])
+
+  def wait(self, seconds: float) -> bool:
+    """Returns whether a signal came by now, or comes within some seconds."""
+    end = time.monotonic() + seconds
+    while not self.received and time.monotonic() < end:
+      time.sleep(0.05)
+    return bool(self.received)
+
+  def _pass_on(self, number: int, frame: object) -> None:
+    self.received.append(number)
+    _send(self._processes, _PASSED_ON[number])
+
+
+def _send(processes: list[subprocess.Popen], number: int) -> None:
+  for process in processes:
+    if process.poll() is None:
+      process.send_signal(number)
+
+
 class _Run:
   """Processes that begin together and end together."""
 
-  def __init__(self, command: list[str], count: int, devices: int):
-    self.stopped_by: int | None = None
+  def __init__(self, command: list[str], count: int, devices: int, signals: _Signals):
     self._last_words: dict[int, str] = {}
     port = _free_port()
+    launcher = {"ULTRATHINK_LAUNCHER": str(os.getpid())}  # a process that knows it ends when this program is killed
     self._processes = [
       subprocess.Popen(
         command,
         cwd=ROOT,
-        env=os.environ | _variables(index, count, devices, port),
+        env=os.environ | launcher | _variables(index, count, devices, port),
         stdout=subprocess.DEVNULL if index else None,
         stderr=subprocess.PIPE if index else None,
         text=True,
@@ -102,8 +156,7 @@ class _Run:
     self._readers = [threading.Thread(target=self._relay, args=(index,)) for index in range(1, count)]
     for reader in self._readers:
       reader.start()
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-      signal.signal(number, self._pass_on)
+    signals.pass_to(self._processes)
 
   def wait(self) -> int:
     """Returns the exit code of the run, negative for a signal, when every process has ended."""
@@ -113,7 +166,7 @@ class _Run:
       if deadline is None and any(process.poll() for process in self._processes):
         deadline = time.monotonic() + _GRACE_SECONDS
       if deadline is not None and time.monotonic() > deadline:
-        self._signal(signal.SIGKILL)
+        _send(self._processes, signal.SIGKILL)
     for reader in self._readers:
       reader.join()
     codes = [process.returncode for process in self._processes]
@@ -122,15 +175,6 @@ class _Run:
         print(f"[{index}] {line}", file=sys.stderr, flush=True)
     said = [code for code in codes if code > 0]  # a process that was killed could not say why the run ended
     return said[0] if said else min(codes)
-
-  def _pass_on(self, number: int, frame: object) -> None:
-    self.stopped_by = number
-    self._signal(number)
-
-  def _signal(self, number: int) -> None:
-    for process in self._processes:
-      if process.poll() is None:
-        process.send_signal(number)
 
   def _relay(self, index: int) -> None:
     for line in self._processes[index].stderr:

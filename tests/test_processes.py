@@ -169,13 +169,36 @@ def test_an_error_of_one_process_ends_all_with_its_exit_code_in_one_line(config,
   assert "3 sequences" in line
 
 
-def test_ctrl_c_ends_all_processes(config, tmp_path):
-  launcher = start(config, tmp_path / "interrupted", "--config.train.steps=100000", processes=2)
-  wait_for(launcher, lambda: len(rows(tmp_path / "interrupted")) >= 3)
+def test_ctrl_c_stops_all_processes_after_the_same_step_from_which_they_go_on(config, alone, tmp_path):
+  workdir = tmp_path / "interrupted"
+  with pytest.MonkeyPatch.context() as patch:
+    patch.setenv("ULTRATHINK_FAULTS", f"slow_data@1-{STEPS}:0.3")  # so that it is not done before
+    launcher = start(config, workdir, processes=2)
+  wait_for(launcher, lambda: len(rows(workdir)) >= 3)
   launcher.send_signal(signal.SIGINT)
   _, error = launcher.communicate(timeout=60)
-  assert launcher.returncode == 130
-  assert "interrupted: the same command resumes" in error
+  assert launcher.returncode == 75, error
+  last = error.splitlines()[-1]
+  assert last.startswith("stopped: SIGINT after step ")
+  step = int(last.split()[4].strip(","))
+  assert (workdir / "checkpoints" / str(step)).exists()
+  assert f"[resume] from step {step} of" in run(config, workdir, processes=2)
+  for step, loss in losses(alone).items():
+    assert losses(workdir)[step] == pytest.approx(loss, abs=1e-5)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("victim", [0, 1])
+def test_a_signal_to_one_process_stops_all_after_the_same_step(config, tmp_path, victim):
+  workdir = tmp_path / "signalled"
+  launcher = start(config, workdir, "--config.train.steps=100000", processes=2)
+  wait_for(launcher, lambda: len(rows(workdir)) >= 3)
+  os.kill(process_of(launcher, victim), signal.SIGTERM)
+  begun = time.monotonic()
+  _, error = launcher.communicate(timeout=60)
+  assert time.monotonic() - begun < 15
+  assert launcher.returncode == 75, error
+  assert error.splitlines()[-1].startswith("stopped: SIGTERM after step ")
 
 
 SHAPES = [  # processes, devices of each, mesh

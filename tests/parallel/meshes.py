@@ -12,7 +12,7 @@ from tests.conftest import packed_context, tiny_config, tiny_model
 from ultrathink_jax.parallel.devices import Devices
 from ultrathink_jax.parallel.mesh import BATCH_AXES
 from ultrathink_jax.recipes.pretrain import make_pretrain
-from ultrathink_jax.train import loop
+from ultrathink_jax.train.plan import make_plan, step_function
 from ultrathink_jax.train.state import make_init
 from ultrathink_jax.types import Batch
 
@@ -43,7 +43,7 @@ def run(mesh: dict[str, int], model: dict[str, Any], steps: int, **sections: dic
   config = tiny_run_config(mesh, model, **sections)
   recipe = make_pretrain(config)
   devices = jax.devices()[: int(np.prod(list(config.mesh.axes.values()))) * config.mesh.slices]
-  plan = loop.make_plan(config, recipe, Devices("cpu", "cpu", len(devices), 2**40), devices)
+  plan = make_plan(config, recipe, Devices("cpu", "cpu", len(devices), 2**40), devices)
   rows = config.train.batch_size
   tokens = jax.random.randint(jax.random.key(1), (rows, LENGTH), 0, config.model.vocab_size)
   context = packed_context(19, 10, -3, batch=rows)
@@ -51,9 +51,9 @@ def run(mesh: dict[str, int], model: dict[str, Any], steps: int, **sections: dic
   batch = Batch(tokens, jnp.roll(tokens, -1, 1), weights, context)
   with jax.set_mesh(plan.mesh):
     batch = jax.device_put(batch, NamedSharding(plan.mesh, PartitionSpec(BATCH_AXES, "context")))
-    state, _ = jax.jit(make_init(recipe, plan.optimizer, 0), out_shardings=(plan.shardings, None))()
+    state, _ = jax.jit(make_init(config, recipe, plan.optimizer), out_shardings=(plan.shardings, None))()
     held = sum(leaf.addressable_shards[0].data.nbytes for leaf in jax.tree.leaves(state))
-    train_step = loop.step_function(config, recipe, plan)
+    train_step = step_function(config, recipe, plan)
 
     def step_and_gradients(state, batch):  # one program: the gradients are the same computation, done once
       key = jax.random.fold_in(jax.random.key(config.train.seed), state.step)

@@ -27,6 +27,7 @@ from ultrathink_jax.data.shard_writer import Kept, ShardWriter, bad_entry
 from ultrathink_jax.data.token_store import INDEX, SPLITS, fingerprint, tokens_dtype
 from ultrathink_jax.data.tokenizer import load_tokenizer
 from ultrathink_jax.errors import DataError
+from ultrathink_jax.interruption import end_with_parent
 
 _TASK_BYTES = 64 * 1024 * 1024
 _MIN_TASKS = 16  # of smaller ones where there is less, so that every process has some
@@ -198,6 +199,7 @@ def _run(function: Callable[..., Any], calls: Sequence[tuple[Any, ...]], num_wor
 
 
 def _start_worker() -> None:
+  end_with_parent()
   os.environ["TOKENIZERS_PARALLELISM"] = "false"  # of the tokenizers library; there is a process for each core
   SentencePieceTokenizer.num_threads = 1
 

@@ -12,7 +12,7 @@ from jaxtyping import Int
 
 from ultrathink_jax.config import Config
 from ultrathink_jax.data.mixture import Mixture, WeightStages, require_first_steps
-from ultrathink_jax.data.packing import PACKINGS, Packing, Row, Split, TokenSource, empty_row, make_row
+from ultrathink_jax.data.packing import PACKINGS, Packing, Row, Span, Split, TokenSource, empty_row, make_row
 from ultrathink_jax.data.prepare import PreparedData
 from ultrathink_jax.data.tokenizer import Tokenizer
 from ultrathink_jax.errors import ConfigError, DataError
@@ -49,12 +49,17 @@ class _Rows:
     self._packings = packings
 
   def __getitem__(self, row: int) -> Row:
+    source, spans = self.spans(row)
+    tokenizer = self._tokenizer
+    return make_row(spans, source.example, self._sequence_length, tokenizer.bos_id, tokenizer.eos_id)
+
+  def spans(self, row: int) -> tuple[TokenSource, Sequence[Span]]:
+    """Returns where the text of a row is from."""
     source, number = self._mixture.locate(row)
     stage = bisect_right(self._first_rows, row) - 1
     packing = self._packings[stage][source]
     spans = packing.spans(*divmod(number - self._given_before[stage][source], packing.rows_per_epoch))
-    tokenizer = self._tokenizer
-    return make_row(spans, self._sources[source].example, self._sequence_length, tokenizer.bos_id, tokenizer.eos_id)
+    return self._sources[source], spans
 
 
 class _Share:
@@ -124,7 +129,10 @@ class Loader:
     self._batch_size = batch_size
     self._share_size = batch_size if share is None else len(share)
     rows = _Rows(sources, tokenizer, sequence_length, mixture, [step * batch_size for step, _ in limits], packings)
+    self._all_rows = rows
     self._rows = _Share(rows, batch_size, range(batch_size) if share is None else share)
+    weights = weights_by_stage[0][1]
+    self.rows_per_epoch = sum(packing.rows_per_epoch for packing, w in zip(packings[0], weights, strict=True) if w)
 
   def batch(self, step: int) -> Batch:
     """Returns the batch of a step, [B, T]: rows step * B to (step + 1) * B of the run, or the share of them."""
@@ -134,6 +142,14 @@ class Loader:
     """Returns the number of the source of each row of a step's batch, whatever the share."""
     first = step * self._batch_size
     return np.array([self._mixture.locate(row)[0] for row in range(first, first + self._batch_size)])
+
+  def documents(self, step: int) -> dict[str, list[int]]:
+    """Returns the numbers of the documents that a step's batch has text of, by the name of their source."""
+    numbers: dict[str, set[int]] = {}
+    for row in range(step * self._batch_size, (step + 1) * self._batch_size):
+      source, spans = self._all_rows.spans(row)
+      numbers.setdefault(source.name, set()).update(int(span.document) for span in spans)
+    return {name: sorted(found) for name, found in numbers.items()}
 
   def batches(self, start_step: int = 0) -> Iterator[Batch]:
     """Yields the batches from `start_step` on, made ahead of time by threads that end when the iterator is closed."""

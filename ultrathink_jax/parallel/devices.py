@@ -43,6 +43,14 @@ def peak_memory_bytes() -> int:
   return int(peak[0].split()[1]) * 1024 if peak else psutil.Process().memory_info().rss
 
 
+def memory_in_use_bytes() -> int:
+  """Returns what the first local device holds now; on CPU, what this process does."""
+  stats = jax.local_devices()[0].memory_stats()
+  if stats and "bytes_in_use" in stats:
+    return stats["bytes_in_use"]
+  return psutil.Process().memory_info().rss
+
+
 def configure_jax() -> None:
   """Sets JAX up for a program of its own, before it looks for devices.
 
@@ -60,20 +68,21 @@ def configure_jax() -> None:
     jax.config.update("jax_compilation_cache_dir", str(directory))
 
 
-def compiler_options(dtype: str) -> dict[str, bool | str]:
+def compiler_options(dtype: str, is_deterministic: bool = False) -> dict[str, bool | str]:
   """Returns XLA options that make a train step with activations of `dtype` faster on this backend.
 
   On CPU: maxima that need not carry NaN (sums still do), and XLA's own loops and float32 matrix products instead of
   YNNPACK fusions, whose products took twice as long inside a step and whose sums over a middle dim of six-dimensional
   arrays dominated it. bfloat16 products are YNNPACK's: nothing else reaches the processor's matrix units.
-  On TPU: exchanges of experts' rows and gathers of weights that run beside products.
+  On TPU: exchanges of experts' rows and gathers of weights that run beside products. On GPU: no operation whose sums
+  depend on the order of threads, if it is to be deterministic, which the others are anyway.
   """
   if target_platform() == "tpu":
     fusion = "xla_tpu_enable_async_collective_fusion"
     options = (fusion, f"{fusion}_fuse_all_gather", f"{fusion}_multiple_steps", "xla_enable_async_all_gather")
     return dict.fromkeys((*options, "xla_tpu_enable_async_all_to_all"), "true")
-  if target_platform() != "cpu":
-    return {}
+  if target_platform() == "gpu":
+    return {"xla_gpu_deterministic_ops": True} if is_deterministic else {}
   fusions = "LIBRARY_FUSION_TYPE_INDIVIDUAL_DOT" if dtype == "bfloat16" else ""
   return {"xla_cpu_experimental_ynn_fusion_type": fusions, "xla_cpu_enable_fast_min_max": True}
 

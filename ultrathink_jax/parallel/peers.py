@@ -17,6 +17,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from ultrathink_jax.errors import PeerError
+from ultrathink_jax.parallel.stopping import Stopping
 
 BEAT_SECONDS = 2.0
 SILENCE_SECONDS = 15.0  # several beats: a machine that swaps or compiles may miss some
@@ -34,7 +35,10 @@ class _Peer:
 
 
 class Watch:
-  """One process's view of its peers. `end(exit code, line)` is called, in a thread, when the run cannot go on."""
+  """One process's view of its peers. `end(exit code, line)` is called, in a thread, when the run cannot go on.
+
+  `stopping` is how the processes agree, over the same connections, on where to stop.
+  """
 
   def __init__(self, index: int, hosts: Sequence[str], peers: Sequence[_Peer], end: Callable[[int, str], None]):
     self.hosts = tuple(hosts)
@@ -45,6 +49,7 @@ class Watch:
     for peer in peers:
       peer.connection.settimeout(BEAT_SECONDS)
       self._selector.register(peer.connection, selectors.EVENT_READ, peer)
+    self.stopping = Stopping(index, len(self.hosts), self._tell)
     self._is_closed = False
     self._thread = threading.Thread(target=self._run, name="peers", daemon=True)
     self._thread.start()
@@ -100,6 +105,8 @@ class Watch:
         self._forget(peer)
         self._stop(message["code"], text)
         return
+      if message["kind"] != "beat":
+        self.stopping.hear(peer.index, message)
     if not data:
       self._lose(peer, "is gone: it closed its connection without a word")
 

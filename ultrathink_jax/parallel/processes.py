@@ -6,12 +6,11 @@ Every process runs the same program over the same mesh, each with devices of its
 import contextlib
 import glob
 import importlib.util
-import json
 import os
-import subprocess
 import sys
+import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple, NoReturn
 from unittest import mock
 
@@ -19,8 +18,11 @@ import jax
 from jax._src import clusters, distributed  # JAX's search for a cluster and its coordination service, by no public name
 from jaxlib import _jax
 
-from ultrathink_jax.errors import ConfigError, PeerError, describe, report
+from ultrathink_jax.errors import ConfigError, PeerError, Preempted, describe, report
+from ultrathink_jax.interruption import Interruption, Stopped
 from ultrathink_jax.parallel import peers
+from ultrathink_jax.parallel.service import ServiceProcess
+from ultrathink_jax.parallel.stopping import Stopping
 
 VARIABLES = {  # that stand for a flag where it is not given
   "coordinator": "JAX_COORDINATOR_ADDRESS",
@@ -31,9 +33,11 @@ _MEETING_SECONDS = 300
 _HEARTBEAT_SECONDS = 30  # of JAX's own watch, which stands behind ours
 _BARRIER_MILLISECONDS = 7 * 24 * 3600 * 1000  # a peer that is lost ends the wait, so that time need not
 _VERDICT_SECONDS = 1.0
+_LAST_WORDS_SECONDS = 5.0  # in which a process that ends for others writes down where it was
 
 _watch: peers.Watch | None = None
 _is_reported = False  # whether this process has said why it ends
+_on_loss: Callable[[str], None] = lambda line: None
 
 
 class Settings(NamedTuple):
@@ -127,7 +131,7 @@ def initialize(flags: Mapping[str, Any], environment: Mapping[str, str]) -> None
   jax.config.update("jax_cpu_collectives_implementation", "gloo")
   jax.config.update("jax_enable_preemption_service", False)  # it takes SIGTERM and leaves the process running
   # Process 0 must not host JAX's service: when it dies, the others would abort before they can say why.
-  with mock.patch.object(_jax, "get_distributed_runtime_service", _ServiceProcess):
+  with mock.patch.object(_jax, "get_distributed_runtime_service", ServiceProcess):
     jax.distributed.initialize(
       coordinator,
       count,
@@ -176,33 +180,58 @@ def num_on_this_machine() -> int:
   return 1 if _watch is None else _watch.hosts.count(_watch.hosts[distributed.global_state.process_id])
 
 
+def process_index() -> int:
+  """Returns which of the processes this is."""
+  return distributed.global_state.process_id
+
+
+def stopping() -> Stopping | None:
+  """Returns how the processes agree on where to stop, None where this one is alone."""
+  return None if _watch is None else _watch.stopping
+
+
 def barrier(name: str) -> None:
   """Returns when all processes have come to the barrier `name`; each name can be used once."""
   if _watch is not None:
     distributed.global_state.client.wait_at_barrier(name, _BARRIER_MILLISECONDS)
 
 
-def agreed(name: str, is_so: bool) -> bool:
+def said_by_first(name: str, text: str) -> str:
   """Returns what the first process says, in all of them; each name can be used once."""
   if _watch is None:
-    return is_so
+    return text
   client = distributed.global_state.client
   if is_first():
-    client.key_value_set(f"agreed/{name}", str(is_so))
-    return is_so
-  return client.blocking_key_value_get(f"agreed/{name}", _BARRIER_MILLISECONDS) == "True"
+    client.key_value_set(f"said/{name}", text)
+    return text
+  return client.blocking_key_value_get(f"said/{name}", _BARRIER_MILLISECONDS)
+
+
+def agreed(name: str, is_so: bool) -> bool:
+  """Returns what the first process decides, in all of them; each name can be used once."""
+  return said_by_first(name, str(is_so)) == "True"
 
 
 @contextlib.contextmanager
-def joined(flags: Mapping[str, Any], environment: Mapping[str, str], debug: bool) -> Iterator[None]:
+def joined(
+  flags: Mapping[str, Any], environment: Mapping[str, str], debug: bool, interruption: Interruption | None = None
+) -> Iterator[None]:
   """Runs its body as one of the processes that `initialize` finds, which end together: when all are done or one fails.
 
-  An error of one process, or Ctrl-C, is printed there and ends all with its exit code.
+  An error of one process, or Ctrl-C, is printed there and ends all with its exit code. A signal that `interruption`
+  answers stops all after the same step, or ends all at once; `Preempted` is then raised in all.
   """
   global _watch, _is_reported
+  preempted = None
   try:
     initialize(flags, environment)
-    yield
+    if _watch is not None and interruption is not None:
+      interruption.is_alone = False
+      interruption.tell, interruption.on_request = _watch.fail, _watch.stopping.request
+    try:
+      yield
+    except (Preempted, Stopped) as error:  # in all processes alike
+      preempted = error
     barrier("ultrathink_jax/leave")
   except BaseException as error:
     if _watch is None:
@@ -217,12 +246,54 @@ def joined(flags: Mapping[str, Any], environment: Mapping[str, str], debug: bool
     jax.distributed.shutdown()
     _watch.close()
     _watch = None
+  if preempted is not None:
+    raise preempted
 
 
-def _end(code: int, line: str) -> NoReturn:
-  if not _is_reported:
-    print(f"error: {line}\n", end="", file=sys.stderr)
-  _exit(code)
+@contextlib.contextmanager
+def on_loss(tell: Callable[[str], None]) -> Iterator[None]:
+  """Calls `tell` with the line that says why when, in the body, a peer that is lost or hangs ends this process."""
+  global _on_loss
+  before, _on_loss = _on_loss, tell
+  try:
+    yield
+  finally:
+    _on_loss = before
+
+
+@contextlib.contextmanager
+def ending(code: int, line: str) -> Iterator[None]:
+  """Ends this process, and all others, with an exit code and a line, after its body; from any thread."""
+  global _is_reported
+  _is_reported = True
+  with _limited(code):
+    if _watch is not None:
+      _watch.fail(code, line)
+    try:
+      yield
+    finally:
+      print(f"error: {line}\n", end="", file=sys.stderr)
+      _exit(code)
+
+
+def _end(code: int, line: str) -> None:
+  """Ends this process because of another one."""
+  with _limited(code):
+    if not _is_reported:
+      print(f"{'stopped' if code >= Preempted.exit_code else 'error'}: {line}\n", end="", file=sys.stderr)
+    if code == PeerError.exit_code:
+      with contextlib.suppress(OSError):
+        _on_loss(line)
+    _exit(code)
+
+
+@contextlib.contextmanager
+def _limited(code: int) -> Iterator[None]:
+  """Ends the process even where its body waits for a file or a pipe."""
+  end = threading.Timer(_LAST_WORDS_SECONDS, os._exit, (code,))
+  end.daemon = True
+  end.start()
+  yield
 
 
 def _exit(code: int) -> NoReturn:
@@ -230,31 +301,3 @@ def _exit(code: int) -> NoReturn:
   sys.stdout.flush()
   sys.stderr.flush()
   os._exit(code)
-
-
-class _ServiceProcess:
-  """JAX's coordination service in a process of its own, which outlives this one by some seconds."""
-
-  _PROGRAM = """
-import json, sys, time
-from jaxlib import _jax
-args, kwargs = json.loads(sys.argv[1])
-service = _jax.get_distributed_runtime_service(*args, **kwargs)
-print("listening", flush=True)
-if not sys.stdin.read():
-  time.sleep(5)
-"""
-
-  def __init__(self, *args: Any, **kwargs: Any):
-    self._process = subprocess.Popen(
-      [sys.executable, "-c", self._PROGRAM, json.dumps([args, kwargs])],
-      stdin=subprocess.PIPE,
-      stdout=subprocess.PIPE,
-      stderr=subprocess.DEVNULL,
-      start_new_session=True,  # Ctrl-C is not for it
-    )
-    if not self._process.stdout.readline():
-      raise PeerError(f"process 0 cannot listen at {args[0]}; give --coordinator another port")
-
-  def shutdown(self) -> None:
-    self._process.communicate(b"done")

@@ -143,7 +143,7 @@ def _cost(config: Config, remat: str) -> _Cost:
 
 def _state(recipe: Recipe, config: Config, mesh: Mesh) -> tuple[TrainState, TrainState]:
   optimizer = make_optimizer(config.optimizer, make_schedule(config.optimizer, config.train.steps))
-  state, _ = jax.eval_shape(make_init(recipe, optimizer, config.train.seed))
+  state, _ = jax.eval_shape(make_init(config, recipe, optimizer))
   return state, state_shardings(config, mesh, recipe, optimizer, state)
 
 

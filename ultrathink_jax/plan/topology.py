@@ -12,7 +12,7 @@ from jax.experimental import topologies
 from jax.sharding import Mesh
 
 from ultrathink_jax.errors import ConfigError
-from ultrathink_jax.plan.chips import CHIPS, Chip
+from ultrathink_jax.parallel.chips import CHIPS, Chip
 
 _EFFORT = -1.0
 _DIMS = re.compile(r"(\w+):(\d+(?:x\d+)*)")

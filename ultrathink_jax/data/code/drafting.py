@@ -20,6 +20,7 @@ from ultrathink_jax.data.code.tokens import TokenizerView
 from ultrathink_jax.data.documents import plain
 from ultrathink_jax.data.quality.duplicates import signature
 from ultrathink_jax.errors import DataError
+from ultrathink_jax.interruption import end_with_parent
 
 _JOB_BYTES = 1024 * 1024
 _JOB_FILES = 64
@@ -113,7 +114,7 @@ def _results(jobs: Sequence[Job], workers: int) -> Iterator[list[Report]]:
     yield from map(Job.run, jobs)
     return
   context = multiprocessing.get_context("spawn")
-  with concurrent.futures.ProcessPoolExecutor(workers, mp_context=context) as pool:
+  with concurrent.futures.ProcessPoolExecutor(workers, context, end_with_parent) as pool:
     try:
       yield from pool.map(Job.run, jobs)
     except concurrent.futures.process.BrokenProcessPool as error:

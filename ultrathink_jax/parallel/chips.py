@@ -2,6 +2,8 @@
 
 import dataclasses
 
+import jax
+
 
 @dataclasses.dataclass(frozen=True)
 class Chip:
@@ -51,3 +53,30 @@ CHIPS: dict[str, Chip] = {
   # Two cores of a server CPU with matrix units, measured: 16 GB to each virtual device is an assumption.
   "cpu": Chip("cpu", 16 * _GIB, 1.3e12, 33e9, 33e9, 33e9, node_size=1 << 20),
 }
+
+# What JAX calls the devices; a longer name comes before its beginning.
+_KINDS = {
+  "TPU v5 lite": "v5e",
+  "TPU v5e": "v5e",
+  "TPU v5p": "v5p",
+  "TPU v5": "v5p",
+  "TPU v6 lite": "v6e",
+  "TPU v6e": "v6e",
+  "NVIDIA H100": "h100",
+  "NVIDIA H200": "h200",
+  "NVIDIA B200": "b200",
+}
+
+
+def chip_of(device_kind: str) -> Chip | None:
+  """Returns the numbers of a device by what JAX calls it; None where they are not known, as of a CPU."""
+  for beginning, kind in _KINDS.items():
+    if device_kind.startswith(beginning):
+      return CHIPS[kind]
+  return None
+
+
+def peak_flops() -> float | None:
+  """Returns the dense bfloat16 peak of one device of this process, None where it is not known."""
+  chip = chip_of(jax.local_devices()[0].device_kind)
+  return None if chip is None else chip.peak_flops
