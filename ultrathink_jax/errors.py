@@ -3,6 +3,8 @@
 import sys
 import traceback
 
+from ultrathink_jax.redaction import redact
+
 
 class UserError(ValueError):
   """A mistake or a fault outside the program: one line for the user, no traceback."""
@@ -40,13 +42,19 @@ class PeerError(UserError):
   exit_code = 6
 
 
+class Preempted(UserError):  # noqa: N818  (not an error)
+  """A signal that asked the program to end, after what it was doing was saved."""
+
+  exit_code = 75
+
+
 INTERRUPTED_EXIT_CODE = 130
 
 
 def report(error: BaseException, with_traceback: bool) -> int:
   """Returns the exit code of an error that ends the program, after it is printed: one line if a user can cause it."""
   if with_traceback or not isinstance(error, (UserError, KeyboardInterrupt)):
-    traceback.print_exception(error)
+    print(redact("".join(traceback.format_exception(error))), end="", file=sys.stderr)
   if isinstance(error, (UserError, KeyboardInterrupt)):
     print(f"{describe(error)}\n", end="", file=sys.stderr)  # in one write, as other threads may print too
   if isinstance(error, KeyboardInterrupt):
@@ -55,8 +63,10 @@ def report(error: BaseException, with_traceback: bool) -> int:
 
 
 def describe(error: BaseException) -> str:
-  """Returns an error as one line."""
+  """Returns an error as one line, without secrets."""
   if isinstance(error, KeyboardInterrupt):
     return "interrupted: the same command resumes from the last checkpoint"
-  words = " ".join(str(error).split())
+  words = " ".join(redact(str(error)).split())
+  if isinstance(error, Preempted):
+    return f"stopped: {words}"
   return f"error: {words}" if isinstance(error, UserError) else f"{type(error).__name__}: {words}"
