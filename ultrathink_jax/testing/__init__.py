@@ -1,0 +1,1 @@
+"""What users and the test suite try a run with."""
