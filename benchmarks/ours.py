@@ -21,9 +21,9 @@ from ultrathink_jax.models.language_model import init_params
 from ultrathink_jax.parallel.devices import describe_devices, peak_memory_bytes
 from ultrathink_jax.parallel.mesh import BATCH_AXES
 from ultrathink_jax.recipes import RECIPES
-from ultrathink_jax.train import loop
+from ultrathink_jax.train.plan import compile_step, make_plan
 from ultrathink_jax.train.state import make_init
-from ultrathink_jax.types import Batch, Context
+from ultrathink_jax.types import Batch, Context, TrainState
 
 
 def next_token_batch(tokens: np.ndarray) -> Batch:
@@ -39,17 +39,17 @@ class OurTraining:
 
   def __init__(self, config: Config):
     recipe = RECIPES[config.recipe](config)
-    plan = loop.make_plan(config, recipe, describe_devices())
+    plan = make_plan(config, recipe, describe_devices())
     self.tokens_per_call = config.train.batch_size * config.train.sequence_length
     self.parameters = count_model(config.model).total
     with jax.set_mesh(plan.mesh):
-      init = make_init(recipe, plan.optimizer, config.train.seed)
+      init = make_init(config, recipe, plan.optimizer)
       self._state, self._frozen = jax.jit(init, out_shardings=(plan.shardings, None))()
       sharding = NamedSharding(plan.mesh, PartitionSpec(BATCH_AXES))
       self._batch = jax.device_put(next_token_batch(random_tokens(config)), sharding)
       jax.block_until_ready((self._state, self._batch))
       begun = time.perf_counter()
-      self._step = loop.compile_step(config, recipe, plan, self._state, self._frozen, self._batch)
+      self._step = compile_step(config, recipe, plan, self._state, self._frozen, self._batch)
       self.compile_seconds = time.perf_counter() - begun
     self(1)
     self.first_loss = self.loss
@@ -61,6 +61,11 @@ class OurTraining:
       self._state, self._sums = self._step(self._state, self._frozen, self._batch)
     jax.block_until_ready(self._state)
     return time.perf_counter() - begun
+
+  @property
+  def state(self) -> TrainState:
+    """What the next step begins with; that step takes its memory."""
+    return self._state
 
   @property
   def loss(self) -> float:

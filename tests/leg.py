@@ -19,8 +19,13 @@ from ultrathink_jax.parallel import processes
 from ultrathink_jax.parallel.devices import configure_jax, describe_devices
 from ultrathink_jax.parallel.placement import gather
 from ultrathink_jax.recipes import RECIPES
-from ultrathink_jax.train import loop
+from ultrathink_jax.testing.faults import from_environment
 from ultrathink_jax.train.checkpoint import Checkpoints, shapes_on
+from ultrathink_jax.train.goodput import Goodput
+from ultrathink_jax.train.loop import Surroundings, train
+from ultrathink_jax.train.plan import make_plan
+from ultrathink_jax.train.profiling import Profiler
+from ultrathink_jax.train.supervisor import Supervisor
 
 
 def digest(mesh, tree):
@@ -34,7 +39,7 @@ def digest(mesh, tree):
 def restored(plan, workdir):
   """Returns the newest saved state on the mesh of `plan`, None where there is none."""
   with jax.set_mesh(plan.mesh), Checkpoints(workdir / "checkpoints") as checkpoints:
-    step = checkpoints.latest_step()
+    step = checkpoints.newest_intact()
     return None if step is None else checkpoints.restore(step, shapes_on(plan.shapes, plan.shardings))[0]
 
 
@@ -63,14 +68,25 @@ def run(path, data_directory, workdir, steps, flags):
   config = dataclasses.replace(config, optimizer=schedule, train=dataclasses.replace(config.train, steps=steps))
   config = dataclasses.replace(config, evaluate=dataclasses.replace(config.evaluate, every_steps=0))
   recipe = RECIPES[config.recipe](config)
-  plan = loop.make_plan(config, recipe, describe_devices())
+  plan = make_plan(config, recipe, describe_devices())
   prepared = open_prepared(data_directory)
   said, read = {}, {}
   state = restored(plan, workdir)
   if state is not None:
     said |= {"restored_params": digest(plan.mesh, state.params), "restored_state": digest(plan.mesh, state)}
   make_source = recording(lambda rows: recipe.source(prepared, rows), read)
-  outcome = loop.train(config, recipe, plan, make_source, {"seed": 0}, workdir, lambda params: {})
+  with Supervisor(workdir) as supervisor:
+    around = Surroundings(
+      workdir,
+      make_source,
+      {"seed": 0},
+      lambda params: {},
+      supervisor,
+      from_environment(0, workdir),
+      Profiler(None, workdir, print),
+      Goodput(workdir),
+    )
+    outcome = train(config, recipe, plan, around)
   said |= {"trained_params": digest(plan.mesh, outcome.params)}
   said |= {"saved_state": digest(plan.mesh, restored(plan, workdir)), "read": read}
   print(json.dumps(said), flush=True)

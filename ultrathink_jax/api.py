@@ -11,7 +11,9 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from ultrathink_jax.config import Config, GenerateConfig, ModelConfig, from_mapping
+from ultrathink_jax import logs
+from ultrathink_jax.config import GenerateConfig, ModelConfig
+from ultrathink_jax.config.older import from_saved
 from ultrathink_jax.data.tokenizer import Tokenizer, load_tokenizer
 from ultrathink_jax.errors import CheckpointError, ConfigError
 from ultrathink_jax.generate.engine import generate
@@ -21,6 +23,7 @@ from ultrathink_jax.interop.pretrained import FORMAT, load_pretrained, save_pret
 from ultrathink_jax.interop.tokenizer_files import save_for_transformers
 from ultrathink_jax.models.language_model import LanguageModel, inference_config, init_params, logits, single_documents
 from ultrathink_jax.train.checkpoint import Checkpoints, shapes_on
+from ultrathink_jax.train.progress import result_step
 from ultrathink_jax.types import Parameters
 
 DATA_DIRECTORY = "data"  # of a workdir: tokenizer and tokens
@@ -128,7 +131,7 @@ def load(path: str | Path) -> Model:
 
 def _load_workdir(workdir: Path, step: int | None) -> Model:
   try:
-    config = from_mapping(json.loads((workdir / "config.json").read_text()), Config)
+    config = from_saved(json.loads((workdir / "config.json").read_text()))
   except (OSError, json.JSONDecodeError) as error:
     raise CheckpointError(f"{workdir / 'config.json'} cannot be read: {error}") from error
   params, step = restore_params(workdir, config.model, step)
@@ -136,18 +139,22 @@ def _load_workdir(workdir: Path, step: int | None) -> Model:
 
 
 def restore_params(
-  workdir: Path, model: ModelConfig, step: int | None = None, shardings: Any = None
+  workdir: Path, model: ModelConfig, step: int | None = None, shardings: Any = None, averaged: bool = True
 ) -> tuple[Parameters, int]:
-  """Returns parameters and their step, the newest unless given; by default on this process's first device."""
-  with Checkpoints(workdir / "checkpoints") as checkpoints:
-    step = checkpoints.latest_step() if step is None else step
+  """Returns parameters and their step, by default on this process's first device.
+
+  `step` is by default that of the run's result: the newest intact checkpoint, or the best where training ended early.
+  `averaged` takes the averaged parameters where there are any.
+  """
+  with Checkpoints(workdir / "checkpoints", log=logs.log) as checkpoints:
+    step = result_step(checkpoints) if step is None else step
     if step is None:
       raise CheckpointError(f"{workdir / 'checkpoints'} holds no finished checkpoint; train first")
     shapes = jax.eval_shape(lambda: init_params(model, jax.random.key(0)))
     if shardings is None:
       device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
       shardings = jax.tree.map(lambda _: device, shapes)
-    return checkpoints.restore_params(step, shapes_on(shapes, shardings)), step
+    return checkpoints.restore_params(step, shapes_on(shapes, shardings), averaged), step
 
 
 @partial(jax.jit, static_argnums=0)

@@ -4,7 +4,7 @@ Letters: B batch, T query length, D embed, V vocab.
 """
 
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 from jaxtyping import Array, Float, Int
@@ -69,12 +69,41 @@ class LossInfo(NamedTuple):
   metrics: dict[str, Array]
 
 
+class GuardState(NamedTuple):
+  """What train/guard.py knows of earlier steps.
+
+  Attributes:
+    window: loss per token and gradient norm of the last W steps, in a ring.
+    recorded: how many steps the window was given; its next place is recorded mod W.
+    skipped: steps that were not applied, all in all.
+    skipped_in_a_row: and up to the last one.
+  """
+
+  window: Float[Array, "2 W"]
+  recorded: Int[Array, ""]
+  skipped: Int[Array, ""]
+  skipped_in_a_row: Int[Array, ""]
+
+
 class TrainState(NamedTuple):
   """All that a step changes and a checkpoint holds."""
 
   step: Int[Array, ""]
   params: Parameters
   opt_state: Any
+  guard: GuardState
+
+
+class Source(Protocol):
+  """Where a run reads its batches."""
+
+  def __call__(self, step: int, state: TrainState) -> Batch:
+    """Returns this process's share of the batch of a step, a host integer: reading never waits for the device."""
+    ...
+
+  def samples(self, step: int) -> str:
+    """Returns which samples the batch of a step is made of, for people."""
+    ...
 
 
 class Recipe(NamedTuple):
@@ -84,13 +113,14 @@ class Recipe(NamedTuple):
     init: key -> (params, frozen); `frozen` are weights that are read and never trained, saved or donated.
     axes: the tree of logical axis names of every parameter, shaped like `params`.
     loss: (params, frozen, batch, optimizer step, key) -> (summed loss, LossInfo).
-    source: (prepared data, rows) -> ((step, state) -> Batch of numpy arrays), of which only `rows`, in that order, are
-      read: this process's share. The step is a host integer, so that reading it never waits for the device.
+    source: (prepared data, rows) -> Source of batches of numpy arrays, of which only `rows`, in that order, are read.
     summarize: the summed metrics of a step, on the host -> the numbers to report.
+    sampled_loss: as loss, of targets drawn from the model itself; what estimates of its curvature are made of.
   """
 
   init: Callable[..., tuple[Parameters, Any]]
   axes: Any
   loss: Callable[..., tuple[Array, LossInfo]]
-  source: Callable[[Any, Sequence[int]], Callable[[int, TrainState], Batch]]
+  source: Callable[[Any, Sequence[int]], Source]
   summarize: Callable[[dict[str, Any]], dict[str, Any]]
+  sampled_loss: Callable[..., tuple[Array, LossInfo]] | None = None

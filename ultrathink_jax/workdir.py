@@ -2,36 +2,48 @@
 
 import contextlib
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from ultrathink_jax.config import Config
+from ultrathink_jax.config.older import from_saved
 from ultrathink_jax.errors import ConfigError
+from ultrathink_jax.redaction import redact
 
 # Sections and keys that change how a run is computed and watched, not what is trained.
-_FREE_SECTIONS = ("mesh", "evaluate", "checkpoint", "generate")
+_FREE_SECTIONS = ("mesh", "evaluate", "checkpoint", "log", "advice", "generate")
 _FREE_KEYS = (
-  *("data.workers", "train.log_every_steps", "optimizer.offload", "model.remat", "model.gather_ahead"),
+  *("data.workers", "train.log_every_steps", "train.hang_seconds", "optimizer.offload"),
+  *("model.remat", "model.gather_ahead"),
   *("model.unroll", "model.pipe_micro_batches", "model.expert_chunks"),
   *("model.attention_backend", "model.ssd_backend", "model.experts_backend"),
 )
 
 
-def claim(workdir: Path, config: Config) -> None:
-  """Writes config.json, or refuses a workdir that holds a run of another model, data or schedule."""
+def claim(workdir: Path, config: Config, log: Callable[[str], None] = print, force: bool = False) -> None:
+  """Writes config.json, without secrets, or refuses a workdir that holds a run of another model, data or schedule.
+
+  What differs is logged; with `force` the run goes on by the new values.
+  """
   path = workdir / "config.json"
+  values = redact(json.loads(config.to_json()))
   if path.exists():
-    before, now = (_flatten(values) for values in (read_json(path), json.loads(config.to_json())))
-    # A key that the run does not know came after it: its default is what the run was made with.
-    changed = [key for key in now if now[key] != before.get(key, now[key]) and not _is_free(key)]
+    before, now = _flatten(redact(json.loads(from_saved(read_json(path)).to_json()))), _flatten(values)
+    changed = [key for key in now if now[key] != before[key] and not _is_free(key)]
     if [step.name for step in (workdir / "checkpoints").glob("[0-9]*")] == ["0"]:  # imported, and not trained yet
       changed = [key for key in changed if key.startswith("model.") or key == "data.tokenizer"]
-    if changed:
-      differences = ", ".join(f"{key} was {before.get(key)!r} and is {now[key]!r}" for key in changed[:4])
+    for key in changed:
+      log(f"[config] {key}: {before[key]!r} -> {now[key]!r}")
+    if changed and not force:
+      differences = ", ".join(f"{key} was {before[key]!r} and is {now[key]!r}" for key in changed[:4])
       more = f" and {len(changed) - 4} more" if len(changed) > 4 else ""
-      raise ConfigError(f"{workdir} holds another run: {differences}{more}; choose another --workdir or the old values")
+      raise ConfigError(
+        f"{workdir} holds another run: {differences}{more}; choose another --workdir, the old values, or --force to go "
+        f"on by the new ones"
+      )
   workdir.mkdir(parents=True, exist_ok=True)
-  write_json(path, json.loads(config.to_json()))
+  write_json(path, values)
 
 
 def _is_free(key: str) -> bool:

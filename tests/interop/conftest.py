@@ -14,7 +14,7 @@ from ultrathink_jax.interop import huggingface
 from ultrathink_jax.interop.families import FAMILIES, Family
 
 FIXTURES = Path(__file__).parent.parent / "fixtures"
-NAMES = sorted(path.name for path in FIXTURES.iterdir())
+NAMES = sorted(path.parent.name for path in FIXTURES.glob("*/config.json"))
 
 
 class Fixture(NamedTuple):

@@ -54,7 +54,7 @@ def test_an_imported_directory_is_a_run_at_step_0(source, tmp_path, capsys):
   config = json.loads((workdir / "config.json").read_text())
   assert load_tokenizer(config["data"]["tokenizer"]).fingerprint == model.tokenizer.fingerprint
   with Checkpoints(workdir / "checkpoints") as checkpoints:
-    assert checkpoints.latest_step() == 0
+    assert checkpoints.steps() == [0]
 
 
 def test_an_imported_run_is_exported_to_what_it_came_from(source, tmp_path, capsys):

@@ -10,7 +10,9 @@ import types
 import numpy as np
 import pytest
 
-from ultrathink_jax.train.metrics import MetricsWriter, format_duration, format_evaluation, format_step
+from ultrathink_jax import logs
+from ultrathink_jax.train.console import format_duration, format_evaluation, format_step
+from ultrathink_jax.train.metrics import MetricsWriter
 
 VALUES = {
   "loss": 3.2145,
@@ -21,6 +23,24 @@ VALUES = {
   "step_seconds": 1.01,
 }
 MOE = {"moe/entropy": 0.97, "moe/max_expert": 0.18, "moe/dropped": 0.0, "moe/dead": 0, "moe/load": {"layer_1": [0.5]}}
+
+
+@pytest.fixture(autouse=True)
+def console():
+  logs.configure(None, True)
+  yield
+  logs.close()
+
+
+def read_events(path):
+  from tensorboardX.proto import event_pb2
+
+  data, events = path.read_bytes(), []
+  while data:  # a TFRecord: length (8 bytes), its checksum (4), the event, its checksum (4)
+    length = int.from_bytes(data[:8], "little")
+    events.append(event_pb2.Event.FromString(data[12 : 12 + length]))
+    data = data[16 + length :]
+  return events
 
 
 def write_steps(workdir, resume_step, last_step):
@@ -46,6 +66,33 @@ def test_resume_drops_a_torn_last_line(tmp_path):
   write_steps(tmp_path, 3, 4)
   assert path.read_bytes().startswith(whole)
   assert [json.loads(line)["step"] for line in path.read_text().splitlines()] == [1, 2, 3, 4]
+
+
+@pytest.mark.parametrize("name", ["metrics.jsonl", "evaluations.jsonl"])
+def test_going_back_leaves_the_bytes_of_steps_that_count(tmp_path, name):
+  write_steps(tmp_path, 0, 6)
+  before = (tmp_path / name).read_bytes().splitlines(keepends=True)
+  with MetricsWriter(tmp_path, 6, 10) as writer:
+    writer.write(7, VALUES)
+    writer.evaluation(7, {"evaluate/loss": 3.0})
+    writer.rewind(4)
+    assert (tmp_path / name).read_bytes() == b"".join(before[:4])
+    writer.write(5, VALUES)
+    writer.evaluation(5, {"evaluate/loss": 3.0})
+  assert [json.loads(line)["step"] for line in (tmp_path / name).read_text().splitlines()] == [1, 2, 3, 4, 5]
+
+
+def test_going_back_hides_tensorboard_events_from_then_on(tmp_path):
+  from tensorboardX.proto import event_pb2
+
+  with MetricsWriter(tmp_path, 0, 10) as writer:
+    writer.write(6, VALUES)
+    writer.rewind(4)
+    writer.write(5, VALUES)
+  (path,) = (tmp_path / "tensorboard").iterdir()
+  assert [(e.session_log.status == event_pb2.SessionLog.START, e.step) for e in read_events(path)[1:]] == [
+    *((True, 0), (False, 6), (True, 5), (False, 5))
+  ]
 
 
 def test_a_fresh_start_drops_everything(tmp_path):
@@ -94,6 +141,11 @@ def test_values_that_are_not_finite_are_written_as_null(tmp_path):
       {**MOE, "dre/depth": 2.5, "dre/fast": 1 / 3},
       "loss=3.2145 ppl=24.9 toks/s=8,120 lr=2.9e-04 moe=[entropy=0.97 max=0.18 dropped=0.0%] "
       "dre=[depth=2.5 fast=0.333] grad=0.83",
+    ),
+    ({"grad_norm/mlp": 0.5}, "loss=3.2145 ppl=24.9 toks/s=8,120 lr=2.9e-04 grad=0.83"),
+    (
+      {"grad_norm/router": 0.0023, "skipped_steps": 2},
+      "loss=3.2145 ppl=24.9 toks/s=8,120 lr=2.9e-04 grad=[total=0.83 router=2.3e-03] skipped=2",
     ),
     ({"loss": 8.3178, "grad_norm": 0.0}, "loss=8.3178 ppl=4,096 toks/s=8,120 lr=2.9e-04 grad=0.00"),
     ({"loss": 1e4, "grad_norm": 5e6}, "loss=10000.0000 ppl=inf toks/s=8,120 lr=2.9e-04 grad=5.0e+06"),
@@ -151,13 +203,29 @@ def test_tensorboard_events_hold_every_scalar_and_hide_steps_made_again(tmp_path
     writer.evaluation(6, {"evaluate/loss": 3.0})
   (path,) = (tmp_path / "tensorboard").iterdir()
   assert re.match(r"events\.out\.tfevents\.", path.name)
-  data, events = path.read_bytes(), []
-  while data:  # a TFRecord: length (8 bytes), its checksum (4), the event, its checksum (4)
-    length = int.from_bytes(data[:8], "little")
-    events.append(event_pb2.Event.FromString(data[12 : 12 + length]))
-    data = data[16 + length :]
-  _, start, step, evaluation = events
+  _, start, step, evaluation = read_events(path)
   assert (start.session_log.status, start.step) == (event_pb2.SessionLog.START, 6)
   scalars = {value.tag: value.simple_value for value in step.summary.value}
   assert scalars == pytest.approx({key: value for key, value in (VALUES | MOE).items() if key != "moe/load"})
   assert [value.tag for value in evaluation.summary.value] == ["evaluate/loss"]
+
+
+def test_a_full_disk_costs_lines_and_not_the_run(tmp_path, capsys):
+  write = io.FileIO.write
+
+  class Full(io.FileIO):
+    def write(self, data):
+      return write(self, data[:10])
+
+  with MetricsWriter(tmp_path, 0, 10) as writer:
+    writer.write(1, VALUES)
+    whole = writer._files["metrics.jsonl"]._file
+    with Full(tmp_path / "metrics.jsonl", "ab") as full:
+      writer._files["metrics.jsonl"]._file = full
+      writer.write(2, VALUES)
+      writer.write(3, VALUES)
+    writer._files["metrics.jsonl"]._file = whole
+    writer.write(4, VALUES)
+  lines = (tmp_path / "metrics.jsonl").read_text().splitlines()
+  assert [json.loads(line)["step"] for line in lines] == [1, 4]
+  assert capsys.readouterr().err == "[log] metrics.jsonl misses steps from here on: No space left on device\n"

@@ -5,7 +5,7 @@ from tests.conftest import tiny_config, tiny_model
 from ultrathink_jax.errors import ConfigError
 from ultrathink_jax.parallel.devices import Devices
 from ultrathink_jax.recipes.pretrain import make_pretrain
-from ultrathink_jax.train import loop
+from ultrathink_jax.train.plan import make_plan
 from ultrathink_jax.train.step import make_train_step
 from ultrathink_jax.types import Batch, Context
 
@@ -15,17 +15,17 @@ SHAPE = {"train": {"batch_size": 8, "sequence_length": 64}}
 def plan(memory_bytes, **sections):
   config = tiny_config(**(SHAPE | sections))
   recipe = make_pretrain(config)
-  return config, recipe, loop.make_plan(config, recipe, Devices("cpu", "test device", 8, memory_bytes))
+  return config, recipe, make_plan(config, recipe, Devices("cpu", "test device", 8, memory_bytes))
 
 
 @pytest.mark.parametrize("remat", ["none", "full"])
 def test_the_estimate_is_what_the_compiler_allocates(remat):
   model = {"remat": remat, "layers": "(MAFE)x2", "embed_dim": 64, "mlp_dim": 256}
   mesh = {"data": 1, "fsdp": 8}
-  _, recipe, planned = plan(2**40, model=model, mesh=mesh)
+  config, recipe, planned = plan(2**40, model=model, mesh=mesh)
   rows = jax.ShapeDtypeStruct((1, 64), "int32")
   batch = Batch(rows, rows, jax.ShapeDtypeStruct((1, 64), "float32"), Context(rows, rows))
-  step = make_train_step(recipe, planned.optimizer, 1, 0)
+  step = make_train_step(config, recipe, planned.optimizer)
   memory = jax.jit(step, donate_argnums=0).lower(planned.shapes, None, batch).compile().memory_analysis()
   state = 3 * sum(leaf.size * 4 for leaf in jax.tree.leaves(planned.shapes.params))
   gradients = state // 3

@@ -28,10 +28,11 @@ def ragged_batch():
 def one_step():
   """Returns accumulation steps -> (gradient, metrics), through an optimizer whose update is the gradient."""
   optimizer = optax.sgd(1.0)
-  state, _ = jax.jit(make_init(RECIPE, optimizer, seed=0))()
+  state, _ = jax.jit(make_init(CONFIG, RECIPE, optimizer))()
 
   def run(accumulation_steps):
-    step = jax.jit(make_train_step(RECIPE, optimizer, accumulation_steps, seed=0))
+    config = tiny_config(train={"accumulation_steps": accumulation_steps})
+    step = jax.jit(make_train_step(config, RECIPE, optimizer))
     after, metrics = step(state, None, ragged_batch())
     return jax.tree.map(jnp.subtract, state.params, after.params), metrics
 
@@ -63,9 +64,10 @@ def test_the_bias_of_a_router_follows_the_load_of_the_whole_batch_however_it_is_
   config = dataclasses.replace(config, model=tiny_model(layers="(EE)x2", router="sigmoid", router_bias=True))
   recipe = make_pretrain(config)
   optimizer = make_optimizer(config.optimizer, lambda step: 1e-3)
-  state, _ = jax.jit(make_init(recipe, optimizer, seed=0))()
+  state, _ = jax.jit(make_init(config, recipe, optimizer))()
   for accumulation_steps in (1, 4):
-    step = jax.jit(make_train_step(recipe, optimizer, accumulation_steps, seed=0))
+    train = dataclasses.replace(config.train, accumulation_steps=accumulation_steps)
+    step = jax.jit(make_train_step(dataclasses.replace(config, train=train), recipe, optimizer))
     after, metrics = step(state, None, ragged_batch())
     for name in ("moe_0", "moe_1"):
       load = np.asarray(metrics[f"moe/load/group_0/{name}"])

@@ -3,8 +3,6 @@
 import dataclasses
 from pathlib import Path
 
-import jax.numpy as jnp
-
 from ultrathink_jax.config import Config
 from ultrathink_jax.data.tokenizer import load_tokenizer
 from ultrathink_jax.errors import ConfigError
@@ -12,7 +10,7 @@ from ultrathink_jax.interop import huggingface
 from ultrathink_jax.optimizers.optimizers import make_optimizer
 from ultrathink_jax.optimizers.schedules import make_schedule
 from ultrathink_jax.train.checkpoint import Checkpoints
-from ultrathink_jax.types import TrainState
+from ultrathink_jax.train.state import begin
 
 # Keys of the model section that say how it is trained or run, not what it is.
 _RUN_KEYS = (
@@ -61,8 +59,8 @@ def import_directory(source: Path, workdir: Path, config: Config, tokenizer_dire
   data = dataclasses.replace(config.data, tokenizer=str(own_tokenizer))
   config = dataclasses.replace(config, model=model, data=data)
   optimizer = make_optimizer(config.optimizer, make_schedule(config.optimizer, config.train.steps))
-  state = TrainState(jnp.zeros((), jnp.int32), params, optimizer.init(params))
-  with Checkpoints(workdir / "checkpoints") as checkpoints:
+  state = begin(config, params, optimizer)
+  with Checkpoints(workdir / "checkpoints", config.checkpoint) as checkpoints:
     checkpoints.save(state, 0, {})
     checkpoints.wait()
   path = workdir / "config.py"

@@ -1,6 +1,7 @@
 """Pretraining: next-token prediction on packed documents. Letters: R expert layers  E experts."""
 
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -11,7 +12,7 @@ from ultrathink_jax.data.loader import training_loader
 from ultrathink_jax.data.prepare import PreparedData
 from ultrathink_jax.errors import DataError
 from ultrathink_jax.layers.router import noise_deviation
-from ultrathink_jax.losses.language_modeling import language_modeling_loss
+from ultrathink_jax.losses.language_modeling import language_modeling_loss, loss_weights, sampled_loss
 from ultrathink_jax.models.language_model import LanguageModel, init_params, parameter_axes
 from ultrathink_jax.models.layer import layer_paths
 from ultrathink_jax.types import Batch, LossInfo, Parameters, Recipe, TrainState
@@ -34,40 +35,61 @@ def make_pretrain(config: Config) -> Recipe:
     init=lambda key: (init_params(config.model, key), None),
     axes=parameter_axes(config.model),
     loss=loss,
-    source=lambda data, rows: _make_source(config, data, rows),
+    source=partial(_Source, config),
     summarize=lambda sums: summarize(config, sums),
+    sampled_loss=_make_sampled_loss(config),
   )
 
 
-def _make_source(config: Config, data: PreparedData, rows: Sequence[int]) -> Callable[[int, TrainState], Batch]:
-  """Returns a source that reads ahead as long as steps follow one another."""
-  for info in data.infos:
-    if info.num_sequences > 1:
-      raise DataError(f"data.source={info.source!r} holds preferences, of which recipe=pretrain can read no text")
-  loader = training_loader(config, data, rows)
-  batches: Iterator[Batch] | None = None
-  next_step = -1
+def _make_sampled_loss(config: Config) -> Callable[..., tuple[Float[Array, ""], LossInfo]]:
+  """Returns (params, frozen, batch, step, key) -> what `sampled_loss` does, of the model without its routers' noise."""
+  model = LanguageModel(config.model)
 
-  def source(step: int, state: TrainState) -> Batch:
-    nonlocal batches, next_step
-    if step != next_step:
-      batches = loader.batches(step)
-    next_step = step + 1
-    return next(batches)
+  def loss(
+    params: Parameters, frozen: None, batch: Batch, step: Int[Array, ""], key: Key[Array, ""]
+  ) -> tuple[Float[Array, ""], LossInfo]:
+    return sampled_loss(model.apply({"params": params}, batch.tokens, batch.context), batch, key)
 
-  return source
+  return loss
+
+
+class _Source:
+  """Batches of packed documents, read ahead as long as steps follow one another."""
+
+  def __init__(self, config: Config, data: PreparedData, rows: Sequence[int]):
+    for info in data.infos:
+      if info.num_sequences > 1:
+        raise DataError(f"data.source={info.source!r} holds preferences, of which recipe=pretrain can read no text")
+    self._loader = training_loader(config, data, rows)
+    self._batches: Iterator[Batch] | None = None
+    self._next_step = -1
+
+  def __call__(self, step: int, state: TrainState) -> Batch:
+    if step != self._next_step:
+      self._batches = self._loader.batches(step)
+    self._next_step = step + 1
+    return next(self._batches)
+
+  def samples(self, step: int) -> str:
+    return "; ".join(
+      f"{name}: documents {', '.join(map(str, numbers))}" for name, numbers in self._loader.documents(step).items()
+    )
 
 
 def summarize(config: Config, sums: dict[str, Any]) -> dict[str, Any]:
-  """Returns the reported numbers of a step: `loss` is the language-modelling loss in nats per token.
+  """Returns the reported numbers of a step, in nats per token: `loss` is the language-modelling loss.
 
-  Expert runs add what `_summarize_experts` returns.
+  Where the loss has other parts, they follow as `loss/NAME`, each as `loss/NAME_weighted` too, which sum to
+  `loss/total`. Expert runs add what `_summarize_experts` returns.
   """
   weight = max(float(sums["weight"]), 1e-8)
   values: dict[str, Any] = {"loss": float(sums["loss/lm"]) / weight}
   parts = [name for name in sums if name.startswith("loss/") and name != "loss/lm"]
   if len(parts) > 1:
     values |= {name: float(sums[name]) / weight for name in parts}
+    for name, share in loss_weights(config.loss).items():
+      if f"loss/{name}" in sums:
+        values[f"loss/{name}_weighted"] = share * float(sums[f"loss/{name}"]) / weight
   loads = {}
   for number, path, repeat in layer_paths(config.model):
     counts = sums.get(f"moe/load/{path}")

@@ -18,10 +18,10 @@ from ultrathink_jax.models.counts import count_model, train_flops_per_token
 from ultrathink_jax.models.stack import bubble_of
 from ultrathink_jax.parallel.devices import Devices
 from ultrathink_jax.parallel.processes import num_processes
-from ultrathink_jax.train import loop
+from ultrathink_jax.train.plan import Plan
 
 
-def run_facts(config: Config, workdir: Path, devices: Devices, plan: loop.Plan, argv: list[str]) -> dict[str, Any]:
+def run_facts(config: Config, workdir: Path, devices: Devices, plan: Plan, argv: list[str]) -> dict[str, Any]:
   """Returns what is known of a run before it begins, as run.json holds it."""
   count = count_model(config.model)
   rows = config.train.micro_batch_size
@@ -42,6 +42,8 @@ def run_facts(config: Config, workdir: Path, devices: Devices, plan: loop.Plan, 
       "flax": version("flax"),
       "python": platform.python_version(),
     },
+    "steps": config.train.steps,
+    "accumulation_steps": config.train.accumulation_steps,
     "kernels": backends.describe(config.model),
     "mesh": dict(plan.mesh.shape),
     "pipeline_bubble": bubble_of(config.model, rows, plan.mesh.shape),
@@ -49,7 +51,7 @@ def run_facts(config: Config, workdir: Path, devices: Devices, plan: loop.Plan, 
   }
 
 
-def headline(facts: dict[str, Any], plan: loop.Plan) -> str:
+def headline(facts: dict[str, Any], plan: Plan) -> str:
   """Returns the first lines of a run: the model, the devices, memory, kernels and, with stages, their bubble."""
   model, device = facts["model"], facts["device"]
   axes = " x ".join(f"{axis} {size}" for axis, size in plan.mesh.shape.items() if size > 1) or "one device"

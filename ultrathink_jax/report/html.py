@@ -10,7 +10,7 @@ from ultrathink_jax.report import experts, plots
 from ultrathink_jax.report.page import Section, Tile, short
 from ultrathink_jax.report.page import write as write_page
 from ultrathink_jax.report.run import Run, other_keys, read, series
-from ultrathink_jax.train.metrics import format_duration
+from ultrathink_jax.train.console import format_duration
 
 PLOTTED = {
   "step", "loss", "learning_rate", "grad_norm", "tokens", "tokens_per_second", "step_seconds", "data_wait_seconds",

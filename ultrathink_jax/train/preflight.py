@@ -17,7 +17,7 @@ from ultrathink_jax.parallel.devices import Devices
 from ultrathink_jax.parallel.mesh import batch_ways
 from ultrathink_jax.types import Batch, Context, Recipe, TrainState
 
-_USABLE = 0.95  # share of a device's free memory that a run may plan to use
+USABLE = 0.95  # share of a device's free memory that a run may plan to use
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,14 +67,14 @@ def require_fit(
     ConfigError: it does not; the line tells need, have, and the change that would make it fit.
   """
   need = memory_need(config, recipe, state, shardings)
-  have = int(devices.memory_bytes * _USABLE)
+  have = int(devices.memory_bytes * USABLE)
   if need.total <= have:
     return need
   advice = _what_fits(config, recipe, state, need, have, shardings)
   raise ConfigError(
-    f"a train step needs {_gib(need.total)} per device (parameters {_gib(need.parameters)}, optimizer "
-    f"{_gib(need.optimizer)}, gradients {_gib(need.gradients)}, activations {_gib(need.activations)}) and "
-    f"{devices.count} x {devices.kind} can give {_gib(have)}; {advice}"
+    f"a train step needs {gib(need.total)} per device (parameters {gib(need.parameters)}, optimizer "
+    f"{gib(need.optimizer)}, gradients {gib(need.gradients)}, activations {gib(need.activations)}) and "
+    f"{devices.count} x {devices.kind} can give {gib(have)}; {advice}"
   )
 
 
@@ -96,7 +96,7 @@ def _what_fits(
   largest = have / need.state * sum(leaf.size for leaf in jax.tree.leaves(state.params))
   alone = f"this memory holds the train state of a model of about {_short(largest)} parameters"
   if one_row >= have:
-    return f"{alone}, and one sequence of this one takes {_gib(one_row)}: shorten train.sequence_length"
+    return f"{alone}, and one sequence of this one takes {gib(one_row)}: shorten train.sequence_length"
   num_devices = math.ceil((need.state + need.parameters) / (have - one_row))
   return (
     f"{alone}; this one takes {num_devices} such devices or more, with mesh.fsdp={num_devices} and one sequence each"
@@ -138,7 +138,8 @@ def _bytes_on_device(tree: Any, shardings: Any) -> int:
   return sum(jax.tree.leaves(jax.tree.map(bytes_of, tree, shardings)))
 
 
-def _gib(size: int | float) -> str:
+def gib(size: int | float) -> str:
+  """Returns a size as 10.2 GiB, a small one in MiB."""
   return f"{size / 2**30:,.1f} GiB" if size >= 2**28 else f"{size / 2**20:,.1f} MiB"
 
 

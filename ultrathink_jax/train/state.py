@@ -10,17 +10,25 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from ultrathink_jax.config import Config
 from ultrathink_jax.parallel.sharding import optimizer_shardings, tree_shardings
-from ultrathink_jax.types import Recipe, TrainState
+from ultrathink_jax.train import guard
+from ultrathink_jax.types import Parameters, Recipe, TrainState
 
 
-def make_init(recipe: Recipe, optimizer: optax.GradientTransformation, seed: int):
+def make_init(
+  config: Config, recipe: Recipe, optimizer: optax.GradientTransformation
+) -> Callable[[], tuple[TrainState, Any]]:
   """Returns () -> (first TrainState, frozen)."""
 
   def init() -> tuple[TrainState, Any]:
-    params, frozen = recipe.init(jax.random.key(seed))
-    return TrainState(jnp.zeros((), jnp.int32), params, optimizer.init(params)), frozen
+    params, frozen = recipe.init(jax.random.key(config.train.seed))
+    return begin(config, params, optimizer), frozen
 
   return init
+
+
+def begin(config: Config, params: Parameters, optimizer: optax.GradientTransformation) -> TrainState:
+  """Returns the state before the first step of a run that begins with `params`."""
+  return TrainState(jnp.zeros((), jnp.int32), params, optimizer.init(params), guard.begin(config.optimizer.guard))
 
 
 def state_shardings(
@@ -31,7 +39,8 @@ def state_shardings(
   opt_state = optimizer_shardings(mesh, optimizer, state.opt_state, tree_shardings(mesh, recipe.axes))
   if config.optimizer.offload:
     opt_state = jax.tree.map(lambda sharding: sharding.with_memory_kind("pinned_host"), opt_state)
-  return TrainState(NamedSharding(mesh, PartitionSpec()), params, opt_state)
+  everywhere = NamedSharding(mesh, PartitionSpec())
+  return TrainState(everywhere, params, opt_state, jax.tree.map(lambda _: everywhere, state.guard))
 
 
 def to_device(shardings: Any) -> Callable[[Any], Any]:
