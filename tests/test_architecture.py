@@ -7,14 +7,15 @@ import pytest
 
 ROOT = Path(__file__).parent.parent / "ultrathink_jax"
 FLOORS = {
-  "errors": -1, "types": 0, "config": 0, "patterns": 0, "platform": 0,
+  "redaction": -2, "errors": -1, "interruption": -1, "watchdog": -1,
+  "types": 0, "config": 0, "patterns": 0, "platform": 0, "logs": 0,
   "kernels": 1, "parallel": 1,
-  "layers": 2, "workdir": 2,
+  "layers": 2, "workdir": 2, "locking": 2,
   "models": 3,
-  "lora": 4, "losses": 4, "optimizers": 4, "data": 4,
+  "lora": 4, "losses": 4, "optimizers": 4, "data": 4, "testing": 4,
   "train": 5, "generate": 5,
   "recipes": 6, "evaluate": 6, "interop": 6, "report": 6, "plan": 7,
-  "api": 7, "modes": 8, "main": 9, "__init__": 10,
+  "api": 7, "diagnosis": 7, "sweep": 8, "modes": 8, "main": 9, "__init__": 10,
 }  # fmt: skip
 FILES = sorted(ROOT.rglob("*.py"))
 

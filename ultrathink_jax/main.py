@@ -7,6 +7,7 @@ Mode data shows what training would read, which needs no device.
 Heavy imports wait until the command line is known to be right.
 """
 
+import contextlib
 import os
 import re
 import sys
@@ -17,12 +18,20 @@ from typing import Any
 from absl import flags
 from ml_collections import config_flags
 
+from ultrathink_jax import logs
 from ultrathink_jax.config import Config, from_mapping
 from ultrathink_jax.errors import ConfigError, UserError, report
+from ultrathink_jax.interruption import Interruption
 
 _NEED_NO_CONFIG = ("import", "export")
 _OF_SEVERAL_PROCESSES = ("train", "evaluate", "data")
-MODES = (*_OF_SEVERAL_PROCESSES, "tokenizer", "generate", "describe", "plan", *_NEED_NO_CONFIG)
+_NOBODY_READS = 141  # as a shell says of a program that SIGPIPE ended
+_STOPPABLE = ("train", "sweep")  # that end by a signal with what they did saved
+MODES = (
+  *_OF_SEVERAL_PROCESSES,
+  *("tokenizer", "generate", "describe", "diagnose", "plan", "sweep"),
+  *_NEED_NO_CONFIG,
+)
 
 
 def _define_flags(argv: list[str]) -> tuple[flags.FlagValues, flags.FlagHolder]:
@@ -53,6 +62,22 @@ def _define_flags(argv: list[str]) -> tuple[flags.FlagValues, flags.FlagHolder]:
   flags.DEFINE_float("price_per_device_hour", None, "Dollars (mode plan).", flag_values=values)
   flags.DEFINE_boolean("search", False, "Plan the best mesh, remat and micro-batches.", flag_values=values)
   flags.DEFINE_integer("search_compiles", 4, "How many of the best estimates to compile.", 1, flag_values=values)
+  flags.DEFINE_boolean(
+    "force", False, "Go on with a run by a configuration that differs from its own.", flag_values=values
+  )
+  flags.DEFINE_boolean(
+    "allow_fresh_start", False, "Begin anew where every checkpoint is damaged; they are kept aside.", flag_values=values
+  )
+  flags.DEFINE_string("profile_steps", None, "FIRST:LAST, steps to trace and sum up (mode train).", flag_values=values)
+  flags.DEFINE_multi_string(
+    "sweep",
+    [],
+    "KEY=VALUE,VALUE,... to try (mode sweep), or KEY=log:LOW:HIGH and KEY=linear:LOW:HIGH to draw from; repeatable.",
+    flag_values=values,
+  )
+  flags.DEFINE_integer("sweep_random", 0, "How many trials to draw; 0: all combinations.", 0, flag_values=values)
+  flags.DEFINE_integer("sweep_seed", 0, "Of the draws.", 0, flag_values=values)
+  flags.DEFINE_integer("sweep_parallel", 1, "Trials at a time.", 1, flag_values=values)
   flags.DEFINE_boolean("debug", False, "Show the traceback of errors a user can cause.", flag_values=values)
   return values, config
 
@@ -61,9 +86,18 @@ def main(argv: list[str] | None = None) -> None:
   """Runs one mode and exits with a documented code."""
   argv = sys.argv if argv is None else argv
   try:
-    sys.exit(_run(argv))
+    code = _run(argv)
   except (UserError, KeyboardInterrupt) as error:
-    sys.exit(report(error, "--debug" in argv))
+    logs.record_error(error)
+    code = report(error, "--debug" in argv)
+  except BrokenPipeError:
+    code = _NOBODY_READS
+  logs.close()
+  try:
+    sys.stdout.flush()
+  except BrokenPipeError:  # whoever read it has enough, as head
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+  sys.exit(code)
 
 
 def _run(argv: list[str]) -> int:
@@ -77,6 +111,14 @@ def _run(argv: list[str]) -> int:
     _convert(values, config)
     return 0
   workdir = Path(values.workdir or Path("runs") / Path(config_flags.get_config_filename(values["config"])).stem)
+  with Interruption() if values.mode in _STOPPABLE else contextlib.nullcontext() as interruption:
+    return _dispatch(argv, values, config, workdir, interruption)
+
+
+def _dispatch(
+  argv: list[str], values: flags.FlagValues, config: Config, workdir: Path, interruption: Interruption | None
+) -> int:
+  """Runs a mode that has a configuration and returns the exit code."""
   prompts = _prompts(values) if values.mode == "generate" else []
   from ultrathink_jax.parallel import processes
   from ultrathink_jax.parallel.devices import configure_jax
@@ -84,24 +126,40 @@ def _run(argv: list[str]) -> int:
   configure_jax()
   places = {name: values[name].value for name in processes.VARIABLES}
   if values.mode in _OF_SEVERAL_PROCESSES:
-    with processes.joined(places, os.environ, values.debug):
+    with processes.joined(places, os.environ, values.debug, interruption):
+      logs.configure(workdir if values.mode == "train" else None, processes.is_first())
       from ultrathink_jax import modes
 
-      modes.train(config, workdir, argv) if values.mode == "train" else getattr(modes, values.mode)(config, workdir)
+      if values.mode == "train":
+        flags_of_train = values.force, values.allow_fresh_start, values.profile_steps
+        modes.train(config, workdir, modes.Invocation(argv, interruption, *flags_of_train))
+      else:
+        getattr(modes, values.mode)(config, workdir)
     return 0
   if given := [f"--{name}={value}" for name, value in places.items() if value is not None]:
     raise ConfigError(f"mode {values.mode} runs in one process; leave {' '.join(given)} away")
+  logs.configure(None, True)
+  if values.mode == "sweep":
+    return _sweep(argv, values, config, workdir, interruption)
   from ultrathink_jax import modes
 
-  if values.mode == "tokenizer":
-    modes.tokenizer(config, workdir)
-  elif values.mode == "generate":
+  if values.mode == "generate":
     modes.generate(config, workdir, prompts)
   elif values.mode == "plan":
     modes.plan(config, workdir, _plan_request(values), Path(values.output) if values.output else None)
   else:
-    modes.describe(config, workdir)
+    getattr(modes, values.mode)(config, workdir)
   return 0
+
+
+def _sweep(argv: list[str], values: flags.FlagValues, config: Config, workdir: Path, interruption: Interruption) -> int:
+  """Runs mode sweep and returns the exit code."""
+  from ultrathink_jax import sweep
+
+  request = sweep.Request(tuple(values.sweep), values.sweep_random, values.sweep_seed, values.sweep_parallel)
+  own = sweep.trial_flags(argv[1:])
+  make_config = lambda more: _parse([argv[0], *own, *more], *_define_flags([argv[0], *own, *more]))
+  return sweep.sweep(request, config, workdir, own, make_config, interruption, logs.log)
 
 
 def _plan_request(values: flags.FlagValues) -> Any:
@@ -123,6 +181,7 @@ def _convert(values: flags.FlagValues, config: Config) -> None:
   from ultrathink_jax.parallel.devices import configure_jax
 
   configure_jax()
+  logs.configure(None, True)
   if values.mode == "import":
     modes.import_model(config, Path(values.source), Path(values.workdir))
   else:
