@@ -1,0 +1,117 @@
+"""kill -9 at any time: the same command makes the run it would have been, to the bit; and the test can fail."""
+
+import random
+import signal
+import subprocess
+import sys
+import time
+
+import jax
+import numpy as np
+import pytest
+
+from tests.reliability import runs
+from ultrathink_jax import api
+
+pytestmark = [pytest.mark.xdist_group("processes"), pytest.mark.reliability, pytest.mark.slow]
+STEPS = 240
+MODELS = {"hybrid": "AFM", "experts": "AEME", "dense": "(AF)x2"}
+# Each loses what a checkpoint must bring back, as a careless trainer would.
+BROKEN = {
+  "moments": "state = state._replace(opt_state=jax.tree.map(jnp.zeros_like, state.opt_state))",
+  "schedule": "state = state._replace(step=state.step - 3)",
+  "random numbers": "changes.seed = True",
+  "data position": "position['progress']['data_offset'] += 1",
+}
+PROGRAM = """
+import dataclasses, sys
+import jax, jax.numpy as jnp
+from ultrathink_jax import main
+from ultrathink_jax.train import checkpoint, plan
+
+class changes:
+  seed = False
+
+restore, make_train_step = checkpoint.Checkpoints.restore, plan.make_train_step
+
+def broken_restore(self, *arguments, **options):
+  state, position = restore(self, *arguments, **options)
+  {damage}
+  return state, position
+
+def make_broken_step(config, *rest):
+  if changes.seed:
+    config = dataclasses.replace(config, train=dataclasses.replace(config.train, seed=config.train.seed + 1))
+  return make_train_step(config, *rest)
+
+checkpoint.Checkpoints.restore, plan.make_train_step = broken_restore, make_broken_step
+main.main(sys.argv)
+"""
+
+
+def numbers(workdir):
+  """Returns all that the last checkpoint of a run holds of parameters, as one array of bytes."""
+  leaves = jax.tree.leaves(api.load(workdir).params)
+  return np.concatenate([np.asarray(leaf).view(np.uint8).ravel() for leaf in leaves])
+
+
+@pytest.fixture(scope="module")
+def config(tmp_path_factory):
+  return runs.make_config(tmp_path_factory.mktemp("text"), STEPS)
+
+
+@pytest.fixture(scope="module")
+def whole(config, tmp_path_factory):
+  """Returns model -> the workdir of the run that nobody interrupts, with router noise where there are routers."""
+  made = {}
+
+  def run(name):
+    if name not in made:
+      made[name] = tmp_path_factory.mktemp("runs") / name
+      runs.run(config, made[name], *flags(name))
+    return made[name]
+
+  return run
+
+
+def flags(name):
+  return [f"--config.model.layers={MODELS[name]}", "--config.model.router_noise=0.5"]
+
+
+@pytest.mark.timeout(2400)
+@pytest.mark.parametrize(("name", "kills", "every"), [("hybrid", 20, 5), ("experts", 6, 1), ("dense", 4, 1)])
+def test_a_run_that_is_killed_again_and_again_is_the_run_that_was_not(config, whole, tmp_path, name, kills, every):
+  reference = whole(name)
+  chance = random.Random(11)
+  workdir, options = tmp_path / "run", [*flags(name), f"--config.checkpoint.every_steps={every}"]
+  lost = []
+  for _ in range(kills):
+    program = runs.start(config, workdir, *options)
+    time.sleep(chance.uniform(1, 11))
+    before = max([row["step"] for row in runs.rows(workdir)], default=0)
+    program.kill()
+    program.communicate()
+    saved = runs.saved_steps(workdir)
+    lost.append(before - max(saved, default=0))
+    assert lost[-1] <= 2 * every + 1  # the save under way, and the one before it
+  output = runs.run(config, workdir, *options)
+  assert "[resume] from step" in output
+  assert not list((workdir / "checkpoints").glob("*tmp*"))
+  assert runs.curve(workdir) == runs.curve(reference)
+  np.testing.assert_array_equal(numbers(workdir), numbers(reference))
+  print(f"steps lost by each kill: {lost}")
+
+
+@pytest.mark.parametrize("lost", BROKEN)
+def test_a_resume_that_loses_something_is_noticed(config, whole, tmp_path, lost):
+  reference = whole("experts")
+  workdir = tmp_path / "run"
+  program = runs.start(config, workdir, *flags("experts"))
+  runs.wait_until(program, lambda: len(runs.rows(workdir)) >= 40)
+  program.send_signal(signal.SIGTERM)
+  program.communicate()
+  arguments = [f"--config={config}", f"--workdir={workdir}", *flags("experts")]
+  command = [sys.executable, "-c", PROGRAM.format(damage=BROKEN[lost]), *arguments]
+  result = subprocess.run(command, cwd=runs.ROOT, capture_output=True, text=True, timeout=250)
+  assert result.returncode == 0, result.stderr
+  assert runs.curve(workdir) != runs.curve(reference)
