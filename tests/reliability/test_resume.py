@@ -115,3 +115,36 @@ def test_a_resume_that_loses_something_is_noticed(config, whole, tmp_path, lost)
   result = subprocess.run(command, cwd=runs.ROOT, capture_output=True, text=True, timeout=250)
   assert result.returncode == 0, result.stderr
   assert runs.curve(workdir) != runs.curve(reference)
+
+
+def test_training_ends_early_with_the_best_parameters_however_often_it_is_stopped(config, tmp_path):
+  options = ["--config.evaluate.patience=2", "--config.evaluate.min_delta=10", "--config.checkpoint.keep_best=1"]
+  output = runs.run(config, tmp_path / "whole", *options)
+  assert "[early] evaluate/loss was best at step 7, 2 evaluations ago" in output
+  assert max(runs.curve(tmp_path / "whole")[0]) == 21
+  assert api.load(tmp_path / "whole").step == 7
+  stopped = runs.run(
+    config, tmp_path / "stopped", *options, faults="kill@16", launcher=["--processes=1", "--max_restarts=1"]
+  )
+  assert "[resume] from step 15" in stopped
+  assert runs.curve(tmp_path / "stopped") == runs.curve(tmp_path / "whole")
+  np.testing.assert_array_equal(numbers(tmp_path / "stopped"), numbers(tmp_path / "whole"))
+  again = runs.run(config, tmp_path / "whole", *options)
+  assert "[step]" not in again
+
+
+def test_a_run_begins_with_the_parameters_of_another(config, tmp_path):
+  runs.run(config, tmp_path / "first", "--config.train.steps=30")
+  flags = ["--config.train.steps=20", f"--config.checkpoint.init_from={tmp_path / 'first'}"]
+  output = runs.run(config, tmp_path / "second", *flags)
+  assert "[init]" in output
+  last, first = (min(row["loss"] for row in runs.rows(tmp_path / name)[:2]) for name in ("second", "first"))
+  assert last < first - 0.5
+
+
+def test_a_run_of_so_many_tokens_or_epochs_has_the_steps_for_them(config, tmp_path):
+  output = runs.run(config, tmp_path / "tokens", f"--config.train.tokens={12 * 4 * 32 - 5}")
+  assert "[length] 12 steps of 4 x 32 tokens" in output
+  assert runs.rows(tmp_path / "tokens")[-1]["step"] == 12
+  output = runs.run(config, tmp_path / "epochs", "--config.train.epochs=0.1", "--config.train.sequence_length=256")
+  assert "= 0.10 epochs (for train.epochs=0.1)" in output

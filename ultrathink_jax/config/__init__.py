@@ -76,6 +76,12 @@ class Config:
         "choose another model.remat"
       )
 
+    if self.evaluate.patience and not self.checkpoint.keep_best:
+      raise ConfigError(
+        f"evaluate.patience={self.evaluate.patience} ends training with the best parameters; checkpoint.keep_best=0 "
+        "keeps none of them: set it to 1"
+      )
+
   def to_json(self) -> str:
     return json.dumps(dataclasses.asdict(self), indent=2) + "\n"
 

@@ -1,5 +1,6 @@
 """Modes that show what a run would be, and train nothing."""
 
+import dataclasses
 import sys
 from pathlib import Path
 
@@ -11,6 +12,7 @@ from ultrathink_jax.diagnosis import format_diagnosis
 from ultrathink_jax.errors import ConfigError, NumericsError
 from ultrathink_jax.logs import log
 from ultrathink_jax.modes.shared import find_recipe, write
+from ultrathink_jax.optimizers.schedules import resolve_steps
 from ultrathink_jax.parallel.processes import is_first
 from ultrathink_jax.plan import planning
 from ultrathink_jax.report import data_page
@@ -61,6 +63,9 @@ def diagnose(config: Config, workdir: Path) -> None:
   Raises:
     NumericsError: a gradient is not finite.
   """
+  config = dataclasses.replace(
+    config, train=dataclasses.replace(config.train, steps=resolve_steps(config.train, rows_per_epoch=None))
+  )
   found = diagnosing(config, find_recipe(config), log)
   log(format_diagnosis(found))
   workdir.mkdir(parents=True, exist_ok=True)

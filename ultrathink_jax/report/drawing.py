@@ -21,6 +21,7 @@ from matplotlib.ticker import FuncFormatter, MaxNLocator
 # The light-mode colours; on the page each becomes the CSS variable of its name.
 INK, MUTED, GRID = "#1f2429", "#68707a", "#dfe3e8"
 BLUE, ORANGE = "#2563b8", "#d1601f"
+MANY = (BLUE, ORANGE, "#2a8c5a", "#8a4fbf", "#b8952a", "#c2407f", "#2f9fb3", "#7a7f87")  # readable on light and dark
 VARIABLES = {INK: "ink", MUTED: "muted", GRID: "grid", BLUE: "blue", ORANGE: "orange"}
 STYLE = {
   "figure.facecolor": "none",

@@ -14,7 +14,7 @@ from ultrathink_jax.train.console import format_duration
 
 PLOTTED = {
   "step", "loss", "learning_rate", "grad_norm", "tokens", "tokens_per_second", "step_seconds", "data_wait_seconds",
-  "moe/entropy", "moe/max_expert", "moe/dropped",
+  "skipped_steps", "goodput", "moe/entropy", "moe/max_expert", "moe/dropped",
 }  # fmt: skip
 MAX_OTHER_PLOTS = 24
 
@@ -42,7 +42,7 @@ def _progress(run: Run) -> str:
   """Returns how far the run came, in words."""
   if not run.metrics:
     return "no step logged yet"
-  step, planned = run.metrics[-1]["step"], run.setting("train", "steps")
+  step, planned = run.metrics[-1]["step"], run.fact("steps") or run.setting("train", "steps")
   if planned is None:
     return f"{step:,} steps"
   return f"{step:,} steps, complete" if step >= planned else f"{step:,} of {planned:,} steps"
@@ -79,10 +79,10 @@ def _compression(run: Run) -> dict[str, Any] | None:
 def _tiles(run: Run) -> list[Tile]:
   result, tiles = _result(run), []
   if result.get("loss") is not None:
-    step = result.get("step")
-    tiles.append(Tile("validation loss", f"{result['loss']:.4f}", f"at step {step:,}" if step is not None else ""))
+    notes = [] if result.get("step") is None else [f"at step {result['step']:,}"]
     if result.get("perplexity") is not None:
-      tiles.append(Tile("perplexity", _significant(result["perplexity"])))
+      notes.append(f"perplexity {_significant(result['perplexity'])}")
+    tiles.append(Tile("validation loss", f"{result['loss']:.4f}", ", ".join(notes)))
   elif run.metrics and run.metrics[-1].get("loss") is not None:
     tiles.append(Tile("training loss", f"{run.metrics[-1]['loss']:.4f}", "not evaluated yet"))
   if run.metrics and run.metrics[-1].get("tokens") is not None:
@@ -93,6 +93,9 @@ def _tiles(run: Run) -> list[Tile]:
     tiles.append(Tile("wall time", format_duration(seconds), "training"))
   elif step_seconds := _step_seconds(run):
     tiles.append(Tile("wall time", format_duration(step_seconds), "in logged steps"))
+  share = run.fact("goodput", "share")
+  if share is not None:
+    tiles.append(Tile("goodput", f"{share:.0%}", "of all time, in steps that count"))
   _, throughput = series(run.metrics, "tokens_per_second")
   if np.isfinite(throughput).any():
     tiles.append(Tile("throughput", f"{np.nanmedian(throughput):,.0f}", "tokens/s, median"))
@@ -109,10 +112,12 @@ def _sections(run: Run) -> list[Section]:
   curves = [
     plots.scalar(run, "learning_rate", "Learning rate", "learning rate", "zero"),
     plots.scalar(run, "grad_norm", "Gradient norm", "global norm before clipping", "log"),
+    plots.together(run, "grad_norm/", "Gradient norm by part", "norm before clipping"),
     plots.scalar(run, "tokens_per_second", "Throughput", "tokens per second", "zero"),
     plots.scalar(run, "step_seconds", "Step time", "seconds", "log"),
   ]
-  others = [plots.scalar(run, key, key, "") for key in other_keys(run, PLOTTED)[:MAX_OTHER_PLOTS]]
+  left = [key for key in other_keys(run, PLOTTED) if not key.startswith("grad_norm/") and not key.endswith("_weighted")]
+  others = [plots.scalar(run, key, key, "") for key in left[:MAX_OTHER_PLOTS]]
   sections = [
     ("", True, [plots.loss(run)]),
     ("", False, curves),

@@ -1,5 +1,6 @@
 """The curves of a report."""
 
+import itertools
 import math
 from typing import Any
 
@@ -10,6 +11,7 @@ from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
 from ultrathink_jax.report.drawing import (
   BLUE,
+  MANY,
   MUTED,
   NARROW_PIXELS,
   ORANGE,
@@ -21,7 +23,7 @@ from ultrathink_jax.report.drawing import (
   render,
   span,
 )
-from ultrathink_jax.report.run import Run, series
+from ultrathink_jax.report.run import Run, other_keys, series
 
 
 def loss(run: Run) -> Plot | None:
@@ -82,6 +84,28 @@ def scalar(run: Run, key: str, title: str, unit: str, scale: str = "free") -> Pl
       axes.set_ylim(bottom=min(0, finite.min()))
 
   svg = render(draw, NARROW_PIXELS, 250, key)
+  return Plot(title, "", svg, svg)
+
+
+def together(run: Run, prefix: str, title: str, unit: str) -> Plot | None:
+  """Returns the curves of all metrics whose names begin with `prefix`, over powers of ten."""
+  keys = [key for key in other_keys(run, set()) if key.startswith(prefix)]
+  curves = {key.removeprefix(prefix): series(run.metrics, key) for key in keys}
+  curves = {name: (steps, values) for name, (steps, values) in curves.items() if np.any(values > 0)}
+  if not curves:
+    return None
+
+  def draw(figure: Figure) -> None:
+    axes = figure.add_subplot()
+    for color, (name, (steps, values)) in zip(itertools.cycle(MANY), curves.items(), strict=False):
+      axes.plot(steps, np.where(values > 0, values, np.nan), color=color, linewidth=1.2, label=name)
+    label_axes(axes, unit)
+    axes.set_yscale("log")
+    axes.yaxis.set_major_formatter(FuncFormatter(format_tick))
+    axes.yaxis.set_minor_formatter(NullFormatter())
+    axes.legend(loc="upper center", bbox_to_anchor=(0.5, 1.22), ncols=4, fontsize=10, columnspacing=1)
+
+  svg = render(draw, NARROW_PIXELS, 290, prefix.strip("/"))
   return Plot(title, "", svg, svg)
 
 
