@@ -14,18 +14,25 @@ from tests.reliability import runs
 from ultrathink_jax.train.goodput import read_account
 
 pytestmark = [pytest.mark.xdist_group("processes"), pytest.mark.reliability, pytest.mark.slow]
+LARGER = [  # so that a step takes tens of milliseconds, and not its loop
+  "--config.model.embed_dim=96",
+  "--config.model.head_dim=48",
+  "--config.model.mlp_dim=256",
+  "--config.train.batch_size=16",
+  "--config.train.sequence_length=128",
+]
 SECONDS = 600  # of the run that faults interrupt, about one a minute
 
 
 @pytest.mark.timeout(2400)
 def test_ten_minutes_with_a_fault_a_minute_end_in_the_run_that_had_none(tmp_path):
   probe = runs.make_config(tmp_path / "probe", 400)
-  runs.run(probe, tmp_path / "probe_run", "--config.train.log_every_steps=50")
+  runs.run(probe, tmp_path / "probe_run", *LARGER, "--config.train.log_every_steps=50")
   steady = [row["step_seconds"] for row in runs.rows(tmp_path / "probe_run")][2:]
   steps = int(SECONDS / np.median(steady) / 50) * 50
   config = runs.make_config(tmp_path / "text", steps)
-  every = f"--config.checkpoint.every_steps={max(1, steps // 120)}"
-  quiet = ["--config.train.log_every_steps=20", "--config.evaluate.every_steps=1000", every]
+  every = f"--config.checkpoint.every_steps={max(1, steps // 200)}"
+  quiet = [*LARGER, "--config.train.log_every_steps=20", f"--config.evaluate.every_steps={steps // 4}", every]
   kinds = ("kill", "sigterm", "nan", "flip", "kill", "disk_full", "sigusr1", "nan", "kill")
   at = [(number + 1) * steps // 10 for number in range(len(kinds))]
   faults = ",".join(f"{kind}@{step}" for kind, step in zip(kinds, at, strict=True))
