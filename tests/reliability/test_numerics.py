@@ -20,7 +20,7 @@ def config(tmp_path_factory):
 def test_nans_and_spikes_by_chance_are_skipped_and_counted(config, tmp_path):
   faults = "nan:0.03,spike:0.02"
   guard = "--config.optimizer.guard"
-  output = runs.run(config, tmp_path / "run", f"{guard}.spike_sigmas=6", f"{guard}.window_steps=32", faults=faults)
+  output = runs.run(config, tmp_path / "run", f"{guard}.spike_sigmas=50", f"{guard}.window_steps=32", faults=faults)
   expected = from_environment(0, tmp_path, {"ULTRATHINK_FAULTS": faults})
   nans, spikes = (expected.steps(kind, STEPS) for kind in ("nan", "spike"))
   assert min(len(nans), len(spikes)) >= 3

@@ -59,8 +59,10 @@ class Checkpoints:
     """Returns the steps of all committed checkpoints, intact or not, in ascending order."""
     return self._files.steps()
 
-  def newest_intact(self) -> int | None:
+  def newest_intact(self, before: int | None = None) -> int | None:
     """Returns the step of the newest checkpoint that is as it was written, None where there are no checkpoints.
+
+    `before` leaves out those of this step and of later ones.
 
     Newer ones are damaged: each is named in a logged line and, where this object may write, moved to `damaged` beside
     the checkpoints, so that its step can be saved again.
@@ -70,7 +72,8 @@ class Checkpoints:
     """
     self._collect(is_waiting=True)
     damaged: dict[int, str] = {}
-    for step in reversed(self.steps()):
+    steps = self.steps() if before is None else [step for step in self.steps() if step < before]
+    for step in reversed(steps):
       damage = self._files.find_damage(step)
       if damage is None:
         for bad, reason in damaged.items():

@@ -98,11 +98,12 @@ class _Session:
     self._failed_at = self._rollbacks = 0
     self._pending: tuple[int, dict[str, Any]] | None = None
 
-  def _restore_or_begin(self) -> None:
+  def _restore_or_begin(self, before: int | None = None) -> None:
     around = self._around
     self._state, self._done, self._progress = restore_or_begin(
-      self._config, self._plan, self._init, self._checkpoints, around.identity, around.allow_fresh_start
+      self._config, self._plan, self._init, self._checkpoints, around.identity, around.allow_fresh_start, before
     )
+    self._is_skipping = False
 
   def run(self, writer: MetricsWriter) -> Outcome:
     """Trains to the end."""
@@ -150,11 +151,11 @@ class _Session:
     supervisor = self._around.supervisor
     try:
       while True:
-        if self._is_due() and not self._report(None):
+        if (self._is_evaluation_due() or self._is_save_due()) and not self._report(None):
           self._go_back()
           continue
         value = self._evaluate() if self._is_evaluation_due() else None
-        if self._is_due() or self._is_best(value):
+        if self._is_save_due() or self._is_best(value):
           self._save(value)
         if self._is_over():
           break
@@ -172,10 +173,11 @@ class _Session:
     is_time = bool(every) and self._done and (self._done % every == 0 or self._is_over())
     return is_time and self._progress.evaluated != self._done
 
-  def _is_due(self) -> bool:
-    """Returns whether the state is to be saved, or looked at, before the next step."""
-    is_new = self._done > self._saved
-    return self._is_evaluation_due() or (is_new and (self._checkpoints.due(self._done) or self._is_over()))
+  def _is_save_due(self) -> bool:
+    """Returns whether to save; among steps that do not count only at the end, for there may be no way on from there."""
+    if self._done <= self._saved:
+      return False
+    return self._is_over() or (self._checkpoints.due(self._done) and not self._is_skipping)
 
   def _advance(self) -> bool:
     """Makes a step; returns False where too many in a row did not count."""
@@ -204,7 +206,8 @@ class _Session:
       self._around.goodput.mark(step)
       for line in self._advisor.after(step, self._reporter.write(step, sums)):
         log(line)
-    if not int(sums["skipped_in_a_row"]):
+    self._is_skipping = bool(sums["skipped_in_a_row"])
+    if not self._is_skipping:
       return True
     loss = float(sums["loss/total"]) / max(float(sums["weight"]), 1e-8)
     log(f"[guard] step {step} does not count: loss {loss:.4g}, gradient norm {float(sums['grad_norm']):.4g}")
@@ -279,7 +282,7 @@ class _Session:
     self._failed_at = self._done
     next_batch = self._done + self._progress.data_offset
     self._pending = None
-    self._restore_or_begin()
+    self._restore_or_begin(before=failure.first_step)
     self._progress = self._progress._replace(data_offset=next_batch - self._done)
     self._saved = max(0, self._done - 1)  # the checkpoint is made again, with where the data go on
     self._writer.rewind(self._done)

@@ -32,17 +32,18 @@ def restore_or_begin(
   checkpoints: Checkpoints,
   identity: dict[str, Any],
   allow_fresh_start: bool,
+  before: int | None = None,
 ) -> Beginning:
   """Returns what the newest intact checkpoint holds, or what `init` and checkpoint.init_from make if there is none.
 
   `identity` is that of the data, which must be the checkpoint's. `allow_fresh_start` sets checkpoints aside if all of
-  them are damaged.
+  them are damaged. Only checkpoints of steps below `before` count.
 
   Raises:
     CheckpointError: all are damaged, or the newest was trained on other data.
   """
   try:
-    newest = checkpoints.newest_intact()
+    newest = checkpoints.newest_intact(before)
   except CheckpointError:
     if not allow_fresh_start:
       raise
