@@ -2,6 +2,8 @@
 
 import os
 import signal
+import subprocess
+import sys
 
 import pytest
 
@@ -119,3 +121,47 @@ def test_secrets_reach_neither_a_file_nor_the_console(config, tmp_path):
       assert secret not in str(path), path
   assert "num_kv_heads" in (workdir / "config.json").read_text()
   assert os.environ.get("HF_TOKEN") != SECRETS["HF_TOKEN"]
+
+
+OUT_OF_MEMORY = """
+import sys
+import jax
+from ultrathink_jax import main
+from ultrathink_jax.train import loop
+
+compile_step, calls = loop.compile_step, []
+
+def compile_or_fail(config, *rest):
+  step = compile_step(config, *rest)
+  calls.append(config.train.accumulation_steps)
+  def failing(*arguments):
+    if len(calls) <= int(sys.argv[1]) and int(arguments[0].step) == 12:
+      raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 123 bytes")
+    return step(*arguments)
+  return failing
+
+loop.compile_step = compile_or_fail
+main.main(sys.argv[1:])
+"""
+
+
+@pytest.mark.slow
+def test_a_device_without_memory_gets_smaller_micro_batches_once(config, tmp_path):
+  environment = os.environ | {"XLA_FLAGS": "--xla_backend_optimization_level=0"}
+
+  def attempt(name, times):
+    arguments = [str(times), f"--config={config}", f"--workdir={tmp_path / name}"]
+    command = [sys.executable, "-c", OUT_OF_MEMORY, *arguments]
+    return subprocess.run(command, cwd=runs.ROOT, env=environment, capture_output=True, text=True, timeout=250)
+
+  result = attempt("once", 1)
+  assert result.returncode == 0, result.stderr
+  assert result.stdout.count("[memory] out of memory") == 1
+  assert "train.accumulation_steps=2 and model.remat='full'" in result.stdout
+  assert "[resume] from step 10" in result.stdout
+  assert runs.rows(tmp_path / "once")[-1]["step"] == STEPS
+  result = attempt("twice", 2)
+  assert result.returncode == 2
+  assert "error: out of memory" in result.stderr
+  assert "try " in result.stderr
+  assert runs.saved_steps(tmp_path / "twice")[-1] == 10

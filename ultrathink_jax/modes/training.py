@@ -73,14 +73,15 @@ def train(config: Config, workdir: Path, invocation: Invocation) -> None:
     if is_first():
       claim(workdir, config, log, invocation.force)
     run = _Run(config, workdir, invocation, supervisor)
-    try:
-      run.run()
-    except Exception as error:
-      if not fitting.is_out_of_memory(error):
-        raise
-      run.shrink(error)
-      traceback.clear_frames(error.__traceback__)  # which hold the state that did not fit
-      run.run()
+    while True:
+      try:
+        run.run()
+        return
+      except Exception as error:
+        if not fitting.is_out_of_memory(error):
+          raise
+        run.shrink(error)
+        traceback.clear_frames(error.__traceback__)  # which hold the state that did not fit
 
 
 class _Run:
@@ -125,9 +126,10 @@ class _Run:
       self._finish(facts, outcome, result, params)
 
   def shrink(self, error: Exception) -> None:
-    """Makes micro-batches smaller after a device ran out of memory. Raises ConfigError where they cannot be."""
+    """Makes micro-batches smaller, once, after a device ran out of memory. Raises ConfigError where that is no way."""
     words = " ".join(str(error).split())[:200]
-    smaller = fitting.smaller(self.config) if num_processes() == 1 else None
+    can_shrink = num_processes() == 1 and not self._has_shrunk
+    smaller = fitting.smaller(self.config) if can_shrink else None
     if smaller is None:
       raise ConfigError(f"out of memory: {words}; {fitting.what_to_try(self.config)}") from error
     self.config, self._has_shrunk = smaller, True
