@@ -162,6 +162,28 @@ def test_sources_of_a_batch_are_those_of_its_rows(loader, batches):
     assert loader.sources(step).tolist() == list(map(int, is_book))
 
 
+def test_documents_of_a_batch_are_those_whose_tokens_it_has(loader, batches):
+  for step in (0, 17, 95):
+    batch, named = batches[step], loader.documents(step)
+    tokens = set(batch.tokens[batch.context.segment_ids > 0].tolist()) - {TOKENIZER.bos_id, TOKENIZER.eos_id}
+    held = {(name, number) for name, numbers in named.items() for number in numbers}
+    sources = {"code": CODE, "books": BOOKS}
+    everything = {
+      (name, number) for name, source in sources.items() for number in range(len(source.lengths))
+      if tokens & set(source.example(number).tokens.tolist())
+    }  # fmt: skip
+    assert everything <= held  # one of which a row has nothing but its end has no token here
+    assert len(held) < len(everything) + 24
+
+
+def test_an_epoch_is_the_rows_of_all_sources_that_take_part():
+  both = make_loader(weights_by_stage=((0, (0.5, 0.5)),), limits_by_stage=None)
+  one = make_loader(weights_by_stage=((0, (1.0, 0.0)),), limits_by_stage=None)
+  assert one.rows_per_epoch == PACKINGS["best_fit"](CODE.lengths, LENGTH, (0, 0, 0), LENGTH).rows_per_epoch
+  other = PACKINGS["best_fit"](BOOKS.lengths, LENGTH, (0, 1, 0), LENGTH).rows_per_epoch
+  assert both.rows_per_epoch == one.rows_per_epoch + other
+
+
 def test_tokens_that_are_not_learned_weigh_nothing(batches):
   for batch in batches[:20]:
     is_token = (batch.context.segment_ids > 0) & (batch.targets != TOKENIZER.eos_id)
