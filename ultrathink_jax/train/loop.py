@@ -247,6 +247,8 @@ class _Session:
 
   def _save(self, value: float | None = None) -> None:
     around = self._around
+    if self._config.evaluate.patience and self._progress.best_step != self._done:
+      value = None  # a gain below min_delta must not take the place of the best
     position = {**around.identity, "progress": self._progress._asdict()}
     average = averaged(self._state.opt_state, self._state.params)
     with (
