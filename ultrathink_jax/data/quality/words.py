@@ -20,7 +20,7 @@ _PATTERNS = {
   WORD: r"[\p{L}\p{M}\p{N}]+",
   IDEOGRAPH: r"[[\p{lb=Ideographic}\p{lb=Conditional_Japanese_Starter}\p{lb=Complex_Context}]&&[\p{L}\p{M}]]+",
 }
-_NUM_ASSIGNED = 0x40000  # code points above are tags, variation selectors and private use
+_ASSIGNED = (range(0x40000), range(0xE0000, 0xE1000))  # tags and variation selectors; what is left is private use
 _NUM_CODE_POINTS = 0x110000
 _PIECE_CHARS = 1 << 16  # bounds the memory that a text of any length takes
 _RADIX = 0x9E3779B97F4A7C15  # odd, so that it has an inverse modulo 2**64
@@ -36,10 +36,11 @@ def class_table() -> UInt8[np.ndarray, "code_points"]:
 def code_point_table(patterns: dict[int, str]) -> UInt8[np.ndarray, "code_points"]:
   """Returns, for each code point, the number whose pattern (the last of several) matches it, or 0."""
   table = np.zeros(_NUM_CODE_POINTS, np.uint8)
-  characters = "".join(map(chr, range(_NUM_ASSIGNED)))
-  for number, pattern in patterns.items():
-    for match in regex.finditer(pattern, characters, regex.VERSION1):
-      table[match.start() : match.end()] = number
+  for assigned in _ASSIGNED:
+    characters = "".join(map(chr, assigned))
+    for number, pattern in patterns.items():
+      for match in regex.finditer(pattern, characters, regex.VERSION1):
+        table[assigned.start + match.start() : assigned.start + match.end()] = number
   return table
 
 
