@@ -29,6 +29,18 @@ def judged(values, config=CONFIG):
   return counted, state
 
 
+@pytest.fixture(scope="module")
+def first_step():
+  """Returns the first state of a tiny run, a batch, and its train step."""
+  config = tiny_config()
+  recipe = make_pretrain(config)
+  optimizer = make_optimizer(config.optimizer, lambda step: 1e-3)
+  state, _ = jax.jit(make_init(config, recipe, optimizer))()
+  tokens = jax.random.randint(jax.random.key(1), (8, 12), 0, 64)
+  batch = Batch(tokens, jnp.roll(tokens, -1, axis=1), jnp.ones((8, 12)), packed_context(7, 5, batch=8))
+  return state, batch, jax.jit(make_train_step(config, recipe, optimizer))
+
+
 def test_a_value_far_above_those_of_late_does_not_count_and_one_close_to_them_does():
   usual = list(2 + 0.1 * np.random.default_rng(0).normal(size=40))
   counted, state = judged([*usual, 5.0, 2.1])
@@ -71,14 +83,8 @@ def test_without_sigmas_all_that_is_finite_counts():
   assert all(judged([1.0] * 20 + [1e30], dataclasses.replace(CONFIG, spike_sigmas=0.0))[0])
 
 
-def test_a_step_that_does_not_count_leaves_parameters_and_optimizer_as_they_were():
-  config = tiny_config()
-  recipe = make_pretrain(config)
-  optimizer = make_optimizer(config.optimizer, lambda step: 1e-3)
-  state, _ = jax.jit(make_init(config, recipe, optimizer))()
-  tokens = jax.random.randint(jax.random.key(1), (8, 12), 0, 64)
-  good = Batch(tokens, jnp.roll(tokens, -1, axis=1), jnp.ones((8, 12)), packed_context(7, 5, batch=8))
-  step = jax.jit(make_train_step(config, recipe, optimizer))
+def test_a_step_that_does_not_count_leaves_parameters_and_optimizer_as_they_were(first_step):
+  state, good, step = first_step
   state, _ = step(state, None, good)
   after, metrics = step(state, None, good._replace(weights=good.weights.at[3].set(jnp.nan)))
   assert (int(after.step), int(metrics["skipped"]), int(metrics["skipped_in_a_row"])) == (2, 1, 1)
@@ -89,14 +95,9 @@ def test_a_step_that_does_not_count_leaves_parameters_and_optimizer_as_they_were
   assert not np.array_equal(moved.params["embedding"]["table"], after.params["embedding"]["table"])
 
 
-def test_gradient_norms_of_the_components_make_up_the_whole():
-  config = tiny_config()
-  recipe = make_pretrain(config)
-  optimizer = make_optimizer(config.optimizer, lambda step: 1e-3)
-  state, _ = jax.jit(make_init(config, recipe, optimizer))()
-  tokens = jax.random.randint(jax.random.key(1), (8, 12), 0, 64)
-  batch = Batch(tokens, jnp.roll(tokens, -1, axis=1), jnp.ones((8, 12)), packed_context(7, 5, batch=8))
-  _, metrics = jax.jit(make_train_step(config, recipe, optimizer))(state, None, batch)
+def test_gradient_norms_of_the_components_make_up_the_whole(first_step):
+  state, batch, step = first_step
+  _, metrics = step(state, None, batch)
   parts = [float(value) for name, value in metrics.items() if name.startswith("grad_norm/")]
   assert len(parts) >= 6
   np.testing.assert_allclose(np.sqrt(np.sum(np.square(parts))), metrics["grad_norm"], rtol=1e-5)

@@ -10,6 +10,7 @@ from ultrathink_jax.config import Config, OptimizerConfig
 from ultrathink_jax.models.components import COMPONENTS, component
 from ultrathink_jax.models.counts import count_model, train_flops_per_token
 from ultrathink_jax.optimizers.groups import groups, path_name
+from ultrathink_jax.optimizers.schedules import num_warmup_steps
 from ultrathink_jax.parallel.devices import Devices
 from ultrathink_jax.train.plan import Plan
 from ultrathink_jax.train.preflight import USABLE
@@ -31,7 +32,7 @@ def step_arithmetic(config: Config, train_tokens: int | None) -> dict[str, Any]:
   train = config.train
   count = count_model(config.model)
   tokens = train.batch_size * train.sequence_length
-  warmup = warmup_steps(config.optimizer, train.steps)
+  warmup = num_warmup_steps(config.optimizer, train.steps)
   per_step = config.train.batch_size, train.micro_batch_size, train.accumulation_steps
   return {
     **dict(zip(("batch_size", "micro_batch_size", "accumulation_steps"), per_step, strict=True)),
@@ -55,15 +56,10 @@ def step_arithmetic(config: Config, train_tokens: int | None) -> dict[str, Any]:
 
 def learning_rates(config: Config, plan: Plan) -> list[dict[str, Any]]:
   """Returns the learning rate of the steps, counted from 1, that tell the shape of the schedule."""
-  steps, warmup = config.train.steps, warmup_steps(config.optimizer, config.train.steps)
+  steps, warmup = config.train.steps, num_warmup_steps(config.optimizer, config.train.steps)
   quarters = [steps // 4, steps // 2, 3 * steps // 4]
   chosen = sorted({step for step in (1, warmup // 2, warmup, warmup + 1, *quarters, steps) if 1 <= step <= steps})
   return [{"step": step, "learning_rate": float(plan.schedule(step - 1))} for step in chosen]
-
-
-def warmup_steps(config: OptimizerConfig, steps: int) -> int:
-  """Returns the length of the warm-up, however it is given."""
-  return round(config.warmup_ratio * steps) if config.warmup_ratio else config.warmup_steps
 
 
 def parameter_groups(config: OptimizerConfig, params: Any) -> dict[str, dict[str, int]]:

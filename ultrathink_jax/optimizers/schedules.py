@@ -67,6 +67,11 @@ SCHEDULES: dict[str, Callable[[OptimizerConfig, int, int], optax.Schedule]] = {
 }
 
 
+def num_warmup_steps(config: OptimizerConfig, steps: int) -> int:
+  """Returns the length of the warm-up of a run of `steps` steps, however it is given."""
+  return round(config.warmup_ratio * steps) if config.warmup_ratio else config.warmup_steps
+
+
 def make_schedule(config: OptimizerConfig, steps: int) -> optax.Schedule:
   """Returns step -> learning rate: a linear warm-up from 0, then the named schedule to the last of `steps` steps.
 
@@ -77,7 +82,7 @@ def make_schedule(config: OptimizerConfig, steps: int) -> optax.Schedule:
   """
   if config.schedule not in SCHEDULES:
     raise ConfigError(f"optimizer.schedule={config.schedule!r} is not one of {', '.join(SCHEDULES)}")
-  warmup_steps = round(config.warmup_ratio * steps) if config.warmup_ratio else config.warmup_steps
+  warmup_steps = num_warmup_steps(config, steps)
   if warmup_steps >= steps:
     key = "warmup_ratio" if config.warmup_ratio else "warmup_steps"
     most = round((steps - 1) / steps, 3) if config.warmup_ratio else steps - 1

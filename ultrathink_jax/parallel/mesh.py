@@ -58,6 +58,15 @@ def axis_sizes(config: MeshConfig, num_devices: int) -> dict[str, int]:
   return sizes
 
 
+def divides(config: Config, sizes: dict[str, int]) -> bool:
+  """Returns whether `check_division` finds nothing."""
+  try:
+    check_division(config, sizes)
+  except ConfigError:
+    return False
+  return True
+
+
 def check_division(config: Config, sizes: dict[str, int]) -> None:
   """Raises ConfigError where something that an axis splits is no multiple of its size."""
   model = config.model

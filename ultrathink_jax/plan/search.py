@@ -16,7 +16,7 @@ from ultrathink_jax.errors import ConfigError
 from ultrathink_jax.models.stack import bubble_of
 from ultrathink_jax.optimizers.optimizers import make_optimizer
 from ultrathink_jax.optimizers.schedules import make_schedule
-from ultrathink_jax.parallel.mesh import batch_ways, check_division, make_mesh
+from ultrathink_jax.parallel.mesh import batch_ways, divides, make_mesh
 from ultrathink_jax.parallel.sharding import partition_spec
 from ultrathink_jax.plan import roofline
 from ultrathink_jax.plan.collectives import Collective
@@ -67,7 +67,7 @@ def candidates(config: Config, topology: Topology, devices: list[Any]) -> list[C
     estimate = _estimator(topology, mesh, leaves, costs)
     for steps, remat in itertools.product(_divisors(config.train.batch_size), REMAT):
       changed = _changed(on_mesh, remat, steps)
-      if _divides(changed, mesh):
+      if divides(changed, dict(mesh.shape)):
         found.append(estimate(changed))
   return sorted(found, key=lambda each: (not each.is_fit, each.seconds if each.is_fit else each.memory_bytes))
 
@@ -111,14 +111,6 @@ def _changed(config: Config, remat: str, accumulation_steps: int) -> Config:
 def _least(config: Config) -> Config:
   """Returns the config with as few micro-batches as there can be, so that only the model may not divide."""
   return _changed(config, config.model.remat, 1)
-
-
-def _divides(config: Config, mesh: Mesh) -> bool:
-  try:
-    check_division(config, dict(mesh.shape))
-  except ConfigError:
-    return False
-  return True
 
 
 def _cost(config: Config, remat: str) -> _Cost:

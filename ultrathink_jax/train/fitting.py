@@ -11,7 +11,7 @@ import jax
 from ultrathink_jax.config import Config
 from ultrathink_jax.errors import ConfigError
 from ultrathink_jax.parallel.devices import Devices
-from ultrathink_jax.parallel.mesh import axis_sizes, check_division
+from ultrathink_jax.parallel.mesh import axis_sizes, check_division, divides
 from ultrathink_jax.train.plan import Plan
 from ultrathink_jax.train.preflight import USABLE, gib
 from ultrathink_jax.train.program import compile_program
@@ -129,16 +129,9 @@ def accumulation_choices(config: Config, num_devices: int) -> list[int]:
   sizes = axis_sizes(config.mesh, num_devices)
   sizes["data"] *= config.mesh.slices
   check_division(with_accumulation(config, 1), sizes)
-
-  def divides(steps: int) -> bool:
-    try:
-      check_division(with_accumulation(config, steps), sizes)
-    except ConfigError:
-      return False
-    return True
-
   batch_size = config.train.batch_size
-  return [k for k in range(1, batch_size + 1) if batch_size % k == 0 and divides(k)]
+  divisors = (k for k in range(1, batch_size + 1) if batch_size % k == 0)
+  return [k for k in divisors if divides(with_accumulation(config, k), sizes)]
 
 
 def with_accumulation(config: Config, steps: int) -> Config:
