@@ -20,10 +20,10 @@ from ultrathink_jax.models.counts import count_model
 from ultrathink_jax.models.language_model import init_params
 from ultrathink_jax.parallel.devices import describe_devices, peak_memory_bytes
 from ultrathink_jax.parallel.mesh import BATCH_AXES
-from ultrathink_jax.recipes import RECIPES
+from ultrathink_jax.recipes import find_recipe
 from ultrathink_jax.train.plan import compile_step, make_plan
 from ultrathink_jax.train.state import make_init
-from ultrathink_jax.types import Batch, Context, TrainState
+from ultrathink_jax.types import Batch, Context, Parameters, TrainState
 
 
 def next_token_batch(tokens: np.ndarray) -> Batch:
@@ -35,16 +35,19 @@ def next_token_batch(tokens: np.ndarray) -> Batch:
 
 
 class OurTraining:
-  """Calls are optimizer steps: forward, backward, clipping, AdamW, on donated state."""
+  """Calls are optimizer steps: forward, backward, clipping, AdamW, on donated state.
 
-  def __init__(self, config: Config):
-    recipe = RECIPES[config.recipe](config)
+  `base` are the parameters to begin with, or those that an adapted run freezes; None: new ones.
+  """
+
+  def __init__(self, config: Config, base: Parameters | None = None):
+    recipe = find_recipe(config)
     plan = make_plan(config, recipe, describe_devices())
     self.tokens_per_call = config.train.batch_size * config.train.sequence_length
     self.parameters = count_model(config.model).total
     with jax.set_mesh(plan.mesh):
       init = make_init(config, recipe, plan.optimizer)
-      self._state, self._frozen = jax.jit(init, out_shardings=(plan.shardings, None))()
+      self._state, self._frozen = jax.jit(init, out_shardings=(plan.shardings, plan.frozen_shardings))(base)
       sharding = NamedSharding(plan.mesh, PartitionSpec(BATCH_AXES))
       self._batch = jax.device_put(next_token_batch(random_tokens(config)), sharding)
       jax.block_until_ready((self._state, self._batch))
@@ -66,6 +69,16 @@ class OurTraining:
   def state(self) -> TrainState:
     """What the next step begins with; that step takes its memory."""
     return self._state
+
+  @property
+  def frozen_bytes(self) -> int:
+    return sum(leaf.nbytes for leaf in jax.tree.leaves(self._frozen))
+
+  @property
+  def program_bytes(self) -> int:
+    """What the compiled step holds at most: its arguments, in whose place the new state goes, and temporaries."""
+    memory = self._step.memory_analysis()
+    return memory.argument_size_in_bytes + memory.temp_size_in_bytes
 
   @property
   def loss(self) -> float:

@@ -208,6 +208,22 @@ def get_config() -> ConfigDict:
           "max_rollbacks": 1,  # after which it ends
         },
       },
+      "lora": {  # adapters beside frozen weight matrices, whose base is checkpoint.init_from
+        "rank": 0,  # 0: no adapters
+        "expert_rank": 0,  # of experts' matrices; 0: rank / model.experts_per_token, for each expert sees less
+        "alpha": 32.0,  # what adapters add counts alpha / rank
+        "dropout": 0.0,  # share of the inputs of adapters, not of experts', that a training step leaves out
+        # attention, mlp, experts, router, mamba, all (but the router), or patterns of names, as "layers.1.*.query"
+        "targets": ("attention",),
+        "rank_pattern": (),  # of names, PATTERN=RANK; the first match counts: ("layers.0.*=8",)
+        "alpha_pattern": (),
+        "scaling": "standard",  # rslora: alpha / sqrt(rank)
+        "variant": "lora",  # dora: columns of the sum have magnitudes of their own, experts' have not
+        "init": "kaiming",  # pissa: adapters begin as the strongest singular vectors, which are taken off the base
+        "rate_ratio": 1.0,  # learning rate of B / that of A (LoRA+, which advises 16)
+        # of frozen weights: float32; bfloat16; int8, int4 or nf4 for matrices, but routers, and bfloat16 for tables
+        "base_dtype": "float32",
+      },
       "loss": {
         "load_balance_weight": 0.01,
         "router_z_weight": 0.001,
@@ -216,6 +232,7 @@ def get_config() -> ConfigDict:
         "z_weight": 0.0,  # of the squared log of the softmax's normaliser
         "scan_weight": 0.0,  # of the squared log-decay of Mamba-2 states per token
         "label_smoothing": 0.0,  # share of a target that all tokens have evenly
+        "prompt_weight": 0.0,  # of recipe sft: what a token of a prompt counts beside one of a completion
       },
       "train": {
         "steps": 1000,  # optimizer steps
@@ -225,6 +242,10 @@ def get_config() -> ConfigDict:
         "sequence_length": 512,  # tokens
         "accumulation_steps": 1,  # micro-batches per optimizer step; 0: the fewest that fit in memory
         "seed": 0,
+        # what is trained in full, the rest is frozen; (): all, or with lora.rank adapters alone. last:N layers, head
+        # (output projection and last norm), embedding, norms, router, experts, experts:K (every K-th), or patterns of
+        # names, as "layers.3.attention.*"
+        "trainable": (),
         "deterministic": False,  # True: the same bits again on GPU too, at some speed; elsewhere they always are
         "log_every_steps": 10,
         "hang_seconds": 0.0,  # without progress after which a run dumps its stacks and ends; 0: by the steps so far
@@ -243,7 +264,9 @@ def get_config() -> ConfigDict:
         "keep_last": 2,
         "keep_best": 0,  # checkpoints with the best evaluate.best_metric, saved as they are evaluated
         "keep_every_steps": 0,  # checkpoints of multiples of this step stay for good; 0: none
-        "init_from": "",  # workdir or checkpoint whose parameters a new run begins with, where name and shape agree
+        # workdir or checkpoint whose parameters a new run begins with, where name and shape agree; of an adapted run
+        # its base, all of it, which may be a Hugging Face directory
+        "init_from": "",
         "stop_seconds": 12.0,  # from a signal to the end, saved or not
       },
       "log": {

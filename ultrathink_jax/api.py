@@ -12,16 +12,26 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from ultrathink_jax import logs
-from ultrathink_jax.config import GenerateConfig, ModelConfig
+from ultrathink_jax.config import Config, GenerateConfig, ModelConfig
 from ultrathink_jax.config.older import from_saved
 from ultrathink_jax.data.tokenizer import Tokenizer, load_tokenizer
 from ultrathink_jax.errors import CheckpointError, ConfigError
 from ultrathink_jax.generate.engine import generate
 from ultrathink_jax.interop import huggingface
+from ultrathink_jax.interop.adapters import Adapters, compare_logits
+from ultrathink_jax.interop.bases import Base
 from ultrathink_jax.interop.families import FAMILIES
-from ultrathink_jax.interop.pretrained import FORMAT, load_pretrained, save_pretrained
+from ultrathink_jax.interop.pretrained import FORMAT, load_pretrained, save_pretrained, to_device
 from ultrathink_jax.interop.tokenizer_files import save_for_transformers
-from ultrathink_jax.models.language_model import LanguageModel, inference_config, init_params, logits, single_documents
+from ultrathink_jax.lora.merging import merge
+from ultrathink_jax.models.language_model import (
+  LanguageModel,
+  inference_config,
+  logits,
+  single_documents,
+  variables,
+)
+from ultrathink_jax.recipes import find_recipe
 from ultrathink_jax.train.checkpoint import Checkpoints, shapes_on
 from ultrathink_jax.train.progress import result_step
 from ultrathink_jax.types import Parameters
@@ -39,6 +49,7 @@ class Model:
   tokenizer: Tokenizer
   sampling: GenerateConfig = _DEFAULT_SAMPLING
   step: int | None = None  # optimizer steps behind the parameters, where known
+  adapters: Adapters | None = None  # of an adapted run, of which `params` are the weights
 
   def logits(self, tokens: Int[Any, "B T"]) -> Float[Array, "B T V"]:
     """Returns float32 next-token logits of rows that hold one document each, from its beginning on.
@@ -74,6 +85,9 @@ class Model:
     Raises:
       ConfigError: format is huggingface, or family is given, and the model does not fit.
     """
+    if self.adapters is not None:
+      self.merge().save_pretrained(directory, format, family)
+      return
     directory = Path(directory)
     _require_known("format", format, ("auto", "huggingface", FORMAT))
     if family:
@@ -90,6 +104,32 @@ class Model:
         _report(directory, export, save_for_transformers(directory, self.tokenizer))
         return
     save_pretrained(directory, self.config, self.params, self.tokenizer)
+
+  def merge(self) -> "Model":
+    """Returns the model with its adapters worked into the weights of the base, in full precision.
+
+    The logits of both on some tokens are compared, and what they differ by is printed.
+
+    Raises:
+      NumericsError: they differ by more than rounding, or a weight is not finite.
+    """
+    if self.adapters is None:
+      return self
+    config = self.adapters.config
+    whole = self.adapters.in_full_precision(Base(config.checkpoint.init_from, config.model))
+    merged = dataclasses.replace(self, params=to_device(merge(whole)), adapters=None)
+    print(f"[merge] {compare_logits(self.config, whole, merged.params)}")
+    return merged
+
+  def save_adapter(self, directory: str | Path, expert_layout: str = "per_expert") -> None:
+    """Writes the adapters as PEFT reads them: adapter_config.json and adapter_model.safetensors.
+
+    `expert_layout` is per_expert, which vLLM and older versions read too, or fused. Raises ConfigError where PEFT would
+    not compute the same, and for a model without adapters.
+    """
+    if self.adapters is None:
+      raise ConfigError("this model has no adapters; write it with save_pretrained")
+    self.adapters.save(Path(directory), expert_layout)
 
 
 def _require_known(key: str, value: str, allowed: tuple[str, ...]) -> None:
@@ -134,29 +174,42 @@ def _load_workdir(workdir: Path, step: int | None) -> Model:
     config = from_saved(json.loads((workdir / "config.json").read_text()))
   except (OSError, json.JSONDecodeError) as error:
     raise CheckpointError(f"{workdir / 'config.json'} cannot be read: {error}") from error
-  params, step = restore_params(workdir, config.model, step)
-  return Model(config.model, params, load_tokenizer(workdir / DATA_DIRECTORY / "tokenizer"), config.generate, step)
+  tokenizer = load_tokenizer(workdir / DATA_DIRECTORY / "tokenizer")
+  if not config.is_adapted:
+    params, step = restore_params(workdir, parameter_shapes(config.model), step)
+    return Model(config.model, params, tokenizer, config.generate, step)
+  adapters, step = load_adapters(workdir, config, step)
+  return Model(config.model, adapters.weights, tokenizer, config.generate, step, adapters)
+
+
+def load_adapters(workdir: Path, config: Config, step: int | None = None) -> tuple[Adapters, int]:
+  """Returns what an adapted run has trained, with its base, and the step it is of."""
+  base = Base(config.checkpoint.init_from, config.model)
+  recipe = find_recipe(config)
+  init = jax.jit(lambda base: recipe.init(jax.random.key(config.train.seed), base), donate_argnums=0)
+  params, frozen = init(base.load())
+  params, step = restore_params(workdir, params, step)
+  return Adapters(config, params, frozen, recipe.weights(params, frozen)), step
 
 
 def restore_params(
-  workdir: Path, model: ModelConfig, step: int | None = None, shardings: Any = None, averaged: bool = True
+  workdir: Path, like: Parameters, step: int | None = None, shardings: Any = None, averaged: bool = True
 ) -> tuple[Parameters, int]:
-  """Returns parameters and their step, by default on this process's first device.
+  """Returns the parameters of a run and their step, by default on this process's first device.
 
-  `step` is by default that of the run's result: the newest intact checkpoint, or the best where training ended early.
-  `averaged` takes the averaged parameters where there are any.
+  `like` are arrays or shapes of what the run trains. `step` is by default that of the run's result: the newest intact
+  checkpoint, or the best where training ended early. `averaged` takes the averaged parameters where there are any.
   """
   with Checkpoints(workdir / "checkpoints", log=logs.log) as checkpoints:
     step = result_step(checkpoints) if step is None else step
     if step is None:
       raise CheckpointError(f"{workdir / 'checkpoints'} holds no finished checkpoint; train first")
-    shapes = jax.eval_shape(lambda: init_params(model, jax.random.key(0)))
     if shardings is None:
       device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
-      shardings = jax.tree.map(lambda _: device, shapes)
-    return checkpoints.restore_params(step, shapes_on(shapes, shardings), averaged), step
+      shardings = jax.tree.map(lambda _: device, like)
+    return checkpoints.restore_params(step, shapes_on(like, shardings), averaged), step
 
 
 @partial(jax.jit, static_argnums=0)
 def _logits(model: ModelConfig, params: Parameters, tokens: Int[Array, "B T"]) -> Float[Array, "B T V"]:
-  return logits(LanguageModel(model).apply({"params": params}, tokens, single_documents(tokens)))
+  return logits(LanguageModel(model).apply(variables(params), tokens, single_documents(tokens)))

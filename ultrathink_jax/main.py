@@ -46,11 +46,17 @@ def _define_flags(argv: list[str]) -> tuple[flags.FlagValues, flags.FlagHolder]:
   flags.DEFINE_enum("mode", "train", MODES, "What to do.", flag_values=values)
   flags.DEFINE_multi_string("prompt", [], "Text to complete (mode generate); may be repeated.", flag_values=values)
   flags.DEFINE_string("prompt_file", None, "File whose whole text is one more prompt.", flag_values=values)
-  flags.DEFINE_string("source", None, "Hugging Face directory (mode import).", flag_values=values)
+  flags.DEFINE_string("source", None, "Hugging Face or PEFT directory (mode import).", flag_values=values)
   flags.DEFINE_string("output", None, "Directory (mode export) or .md file (mode plan) to write.", flag_values=values)
   flags.DEFINE_string(
     "family", None, "model_type to write (mode export); by default the plainest that is exact.", flag_values=values
   )
+  flags.DEFINE_string("base", None, "Of a PEFT adapter (mode import): a workdir or a directory.", flag_values=values)
+  flags.DEFINE_boolean(
+    "merge", False, "Write the whole model of an adapted run (mode export), not its adapters.", flag_values=values
+  )
+  layouts = ("per_expert", "fused")
+  flags.DEFINE_enum("expert_layout", layouts[0], layouts, "Of exported adapters of experts.", flag_values=values)
   flags.DEFINE_string(
     "coordinator", None, "HOST:PORT where several processes meet: process 0's machine.", flag_values=values
   )
@@ -183,9 +189,10 @@ def _convert(values: flags.FlagValues, config: Config) -> None:
   configure_jax()
   logs.configure(None, True)
   if values.mode == "import":
-    modes.import_model(config, Path(values.source), Path(values.workdir))
+    modes.import_model(config, Path(values.source), Path(values.workdir), values.base)
   else:
-    modes.export_model(Path(values.workdir), Path(values.output), values.family)
+    wanted = modes.Export(values.family, values.merge, values.expert_layout)
+    modes.export_model(Path(values.workdir), Path(values.output), wanted)
 
 
 def _parse(argv: list[str], values: flags.FlagValues, holder: flags.FlagHolder) -> Config:

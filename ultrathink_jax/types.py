@@ -69,6 +69,41 @@ class LossInfo(NamedTuple):
   metrics: dict[str, Array]
 
 
+class Adapter(NamedTuple):
+  """What stands beside one weight matrix W, the dims of its input and of its output each as one.
+
+  It adds scale x A B to x W. Leaves are stacked as the matrix is, over layers and experts.
+
+  Attributes:
+    scale: alpha / r, or alpha / sqrt(r); one a layer.
+    magnitude: DoRA's: the sum's columns are scaled to these lengths.
+    dropout: share of x that A does not see, in training.
+    a0, b0: PiSSA's: A and B at the start, whose product is taken off again.
+  """
+
+  a: Float[Array, "*stack D r"]
+  b: Float[Array, "*stack r F"]
+  scale: Float[Array, "*layers"]
+  magnitude: Float[Array, "*stack F"] | None = None
+  dropout: Float[Array, "*layers"] | None = None
+  a0: Float[Array, "*stack D r"] | None = None
+  b0: Float[Array, "*stack r F"] | None = None
+
+
+class Adapted(NamedTuple):
+  """Parameters as an adapted model reads them, each a tree by the same paths.
+
+  Attributes:
+    params: float weights.
+    quantized: kernels in few bits, which `params` then lacks.
+    lora: an Adapter, named "adapter", where a kernel has one.
+  """
+
+  params: Parameters
+  quantized: Parameters
+  lora: Parameters
+
+
 class GuardState(NamedTuple):
   """What train/guard.py knows of earlier steps.
 
@@ -110,12 +145,15 @@ class Recipe(NamedTuple):
   """A training method as pure functions; see recipes/pretrain.py for the first one.
 
   Attributes:
-    init: key -> (params, frozen); `frozen` are weights that are read and never trained, saved or donated.
+    init: (key, base or None) -> (params, frozen); `base` are the parameters of a whole model to begin with, `frozen`
+      weights that are read and never trained, saved or donated.
     axes: the tree of logical axis names of every parameter, shaped like `params`.
     loss: (params, frozen, batch, optimizer step, key) -> (summed loss, LossInfo).
     source: (prepared data, rows) -> Source of batches of numpy arrays, of which only `rows`, in that order, are read.
     summarize: the summed metrics of a step, on the host -> the numbers to report.
     sampled_loss: as loss, of targets drawn from the model itself; what estimates of its curvature are made of.
+    frozen_axes, base_axes: logical axis names of `frozen` and of the base; None where nothing is frozen.
+    weights: (params, frozen) -> what the model reads outside training.
   """
 
   init: Callable[..., tuple[Parameters, Any]]
@@ -124,3 +162,6 @@ class Recipe(NamedTuple):
   source: Callable[[Any, Sequence[int]], Source]
   summarize: Callable[[dict[str, Any]], dict[str, Any]]
   sampled_loss: Callable[..., tuple[Array, LossInfo]] | None = None
+  frozen_axes: Any = None
+  base_axes: Any = None
+  weights: Callable[[Parameters, Any], Any] = lambda params, frozen: params

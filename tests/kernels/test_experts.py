@@ -1,12 +1,15 @@
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from ultrathink_jax.kernels import experts_loop as experts_loop_module
-from ultrathink_jax.kernels.experts import experts, rank_in_expert
+from ultrathink_jax.kernels.experts import Bank, experts, rank_in_expert, rounded
 from ultrathink_jax.kernels.experts_loop import experts_loop
 from ultrathink_jax.kernels.experts_sorted import experts_sorted
+from ultrathink_jax.kernels.quantized import quantize
 
 T, K, E, D, F = 37, 2, 5, 8, 12
 
@@ -88,3 +91,65 @@ def test_few_tokens_take_other_ways_to_the_same_result(num_tokens, capacity):
   plain, kept_plain = experts(*few, *kernels, capacity)
   np.testing.assert_allclose(y, plain, rtol=1e-4, atol=1e-4)
   np.testing.assert_array_equal(kept, kept_plain)
+
+
+def banks(kernels, format=None):
+  """Returns the kernels, maybe in few bits, with adapters of rank 3."""
+  keys = iter(jax.random.split(jax.random.key(1), 6))
+  factor = lambda *shape: 0.3 * jax.random.normal(next(keys), (E, *shape))
+  return [Bank(quantize(k, format) if format else k, factor(k.shape[1], 3), factor(3, k.shape[2])) for k in kernels]
+
+
+@pytest.mark.parametrize("num_tokens", [1, 20, T])
+@pytest.mark.parametrize(("form", "few"), [(experts, 0), (experts_sorted, 0), (experts_loop, 0), (experts_loop, 32)])
+def test_adapters_of_experts_equal_kernels_that_they_are_merged_into(form, few, num_tokens, monkeypatch):
+  monkeypatch.setattr(experts_loop_module, "_CHUNK_ROWS", 9)
+  monkeypatch.setattr(experts_loop_module, "_FEW_TOKENS", few)
+  x, choices, gates, kernels = inputs(num_unrouted=1)
+  few = [array[-num_tokens - 1 : -1] for array in (x, choices, gates)]
+
+  def loss(form, adapters, x, gates, is_merged):
+    merged = rounded(jnp.float32, *adapters) if is_merged else adapters
+    return jnp.sum(jnp.sin(form(x, few[1], gates, *merged)[0]))
+
+  gradients = lambda *call: jax.jit(jax.value_and_grad(partial(loss, *call), argnums=(0, 1, 2)), static_argnums=3)
+  ours = gradients(form)(banks(kernels), few[0], few[2], False)
+  plain = gradients(experts)(banks(kernels), few[0], few[2], True)
+  for a, b in zip(jax.tree.leaves(ours), jax.tree.leaves(plain), strict=True):
+    np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("form", [experts, experts_sorted, experts_loop])
+def test_kernels_in_few_bits_equal_the_numbers_they_stand_for(form, monkeypatch):
+  monkeypatch.setattr(experts_loop_module, "_FEW_TOKENS", 0)
+  x, choices, gates, kernels = inputs()
+  few_bits = banks(kernels, "int8")
+  plain = [Bank(rounded(jnp.float32, Bank(bank.kernel))[0]) for bank in few_bits]
+
+  def loss(adapters, banks):
+    used = [Bank(bank.kernel, *adapter) for bank, adapter in zip(banks, adapters, strict=True)]
+    return jnp.sum(jnp.sin(form(x, choices, gates, *used)[0]))
+
+  step = partial(jax.jit(jax.value_and_grad(loss)), [bank[1:] for bank in few_bits])
+  for a, b in zip(jax.tree.leaves(step(few_bits)), jax.tree.leaves(step(plain)), strict=True):
+    np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("trained", [(), (0,), (1, 2), (0, 1, 2)])
+def test_a_loop_works_out_the_gradients_of_trained_kernels_alone_and_to_the_same_bits(trained, monkeypatch):
+  monkeypatch.setattr(experts_loop_module, "_FEW_TOKENS", 0)
+  x, choices, gates, kernels = inputs()
+
+  def loss(some, x, gates):
+    used = [some.get(i, kernel) for i, kernel in enumerate(kernels)]
+    return jnp.sum(jnp.sin(experts_loop(x, choices, gates, *used)[0]))
+
+  gradients = jax.jit(jax.grad(loss, argnums=(0, 1, 2)))
+  some, every = ({i: kernels[i] for i in names} for names in (trained, range(3)))
+  ours, whole = gradients(some, x, gates), gradients(every, x, gates)
+  for i in trained:
+    np.testing.assert_array_equal(ours[0][i], whole[0][i])
+  for a, b in zip(ours[1:], whole[1:], strict=True):
+    np.testing.assert_array_equal(a, b)
+  products = lambda some: str(jax.make_jaxpr(gradients)(some, x, gates)).count("dot_general")
+  assert products(some) - products({}) == len(trained)

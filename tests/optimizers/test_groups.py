@@ -11,7 +11,8 @@ from tests.conftest import tiny_config, tiny_model
 from ultrathink_jax.config import from_mapping
 from ultrathink_jax.errors import ConfigError
 from ultrathink_jax.models.language_model import init_params, parameter_axes
-from ultrathink_jax.optimizers.groups import Group, format_groups, groups, matrix_dims, path_name
+from ultrathink_jax.models.matrices import matrix_dims, path_name
+from ultrathink_jax.optimizers.groups import Group, format_groups, groups
 from ultrathink_jax.optimizers.optimizers import OPTIMIZERS, make_optimizer
 
 FILES = sorted((Path(__file__).parents[2] / "configs").glob("*.py"))

@@ -8,6 +8,7 @@ from typing import Any, get_args, get_origin
 
 from ultrathink_jax.config.code import CodeConfig
 from ultrathink_jax.config.data import DataConfig
+from ultrathink_jax.config.lora import LoraConfig
 from ultrathink_jax.config.model import ModelConfig, RopeConfig
 from ultrathink_jax.config.optimizer import GaloreConfig, GuardConfig, OptimizerConfig, SophiaConfig
 from ultrathink_jax.config.quality import QualityConfig
@@ -33,6 +34,7 @@ __all__ = [
   "GenerateConfig",
   "GuardConfig",
   "LogConfig",
+  "LoraConfig",
   "LossConfig",
   "MeshConfig",
   "ModelConfig",
@@ -56,6 +58,7 @@ class Config:
   code: CodeConfig
   mesh: MeshConfig
   optimizer: OptimizerConfig
+  lora: LoraConfig
   loss: LossConfig
   train: TrainConfig
   evaluate: EvaluateConfig
@@ -75,12 +78,26 @@ class Config:
         "model.gather_ahead=True with model.remat='none' would keep gathered weights for the backward pass; "
         "choose another model.remat"
       )
-
+    if self.model.gather_ahead and self.is_adapted:
+      raise ConfigError(
+        "model.gather_ahead=True gathers float weights alone, and lora.rank or train.trainable is set; "
+        "set model.gather_ahead=False"
+      )
+    if self.lora.base_dtype != "float32" and not self.is_adapted:
+      raise ConfigError(
+        f"lora.base_dtype={self.lora.base_dtype!r} is of frozen weights, and this run freezes none; set lora.rank or "
+        "train.trainable"
+      )
     if self.evaluate.patience and not self.checkpoint.keep_best:
       raise ConfigError(
         f"evaluate.patience={self.evaluate.patience} ends training with the best parameters; checkpoint.keep_best=0 "
         "keeps none of them: set it to 1"
       )
+
+  @property
+  def is_adapted(self) -> bool:
+    """Whether a part of the weights is frozen, or adapters are beside them."""
+    return self.lora.rank > 0 or bool(self.train.trainable)
 
   def to_json(self) -> str:
     return json.dumps(dataclasses.asdict(self), indent=2) + "\n"

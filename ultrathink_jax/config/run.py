@@ -49,6 +49,7 @@ class LossConfig:
   z_weight: float
   scan_weight: float
   label_smoothing: float
+  prompt_weight: float
 
   def __post_init__(self) -> None:
     require_at_least("loss", self, 0, *(field.name for field in dataclasses.fields(self)))
@@ -66,6 +67,7 @@ class TrainConfig:
   sequence_length: int
   accumulation_steps: int
   seed: int
+  trainable: tuple[str, ...]
   deterministic: bool
   log_every_steps: int
   hang_seconds: float

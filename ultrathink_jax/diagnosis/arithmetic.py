@@ -9,7 +9,8 @@ import jax
 from ultrathink_jax.config import Config, OptimizerConfig
 from ultrathink_jax.models.components import COMPONENTS, component
 from ultrathink_jax.models.counts import count_model, train_flops_per_token
-from ultrathink_jax.optimizers.groups import groups, path_name
+from ultrathink_jax.models.matrices import path_name
+from ultrathink_jax.optimizers.groups import groups
 from ultrathink_jax.optimizers.schedules import num_warmup_steps
 from ultrathink_jax.parallel.devices import Devices
 from ultrathink_jax.train.plan import Plan

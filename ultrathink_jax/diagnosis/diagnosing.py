@@ -13,7 +13,7 @@ from ultrathink_jax.errors import ConfigError
 from ultrathink_jax.models.layer import groups
 from ultrathink_jax.parallel.devices import Devices, describe_devices
 from ultrathink_jax.parallel.mesh import batch_ways
-from ultrathink_jax.recipes import RECIPES
+from ultrathink_jax.recipes import find_recipe
 from ultrathink_jax.train import fitting
 from ultrathink_jax.train.plan import Plan, make_plan
 from ultrathink_jax.train.preflight import USABLE, gib
@@ -43,7 +43,7 @@ def diagnose(
     log(f"[diagnose] {line}")
   probed = None
   if fitting_config is not None:
-    tried = recipe if fitting_config is config else RECIPES[config.recipe](fitting_config)
+    tried = recipe if fitting_config is config else find_recipe(fitting_config)
     tried_plan = make_plan(fitting_config, tried, fitting.unlimited(devices))
     probed = probe(fitting_config, tried, tried_plan, log)
   found = {**facts, "tried_as": changes, "probe": probed}
@@ -75,7 +75,7 @@ def shrink(config: Config, recipe: Recipe, plan: Plan, devices: Devices) -> tupl
     config, line = change
     changes.append(f"a step needs {gib(plan.need.total)} of {gib(have)}: tried with {line}")
     try:
-      plan = make_plan(config, RECIPES[config.recipe](config), fitting.unlimited(devices))
+      plan = make_plan(config, find_recipe(config), fitting.unlimited(devices))
     except ConfigError:  # the smaller shape does not divide over the mesh
       return None, [*changes, "no step was made: that does not divide over the mesh"]
   return config, changes

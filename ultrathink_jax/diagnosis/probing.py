@@ -15,7 +15,7 @@ from jaxtyping import Array
 
 from ultrathink_jax.config import Config
 from ultrathink_jax.models.components import component
-from ultrathink_jax.models.language_model import LanguageModel, logits
+from ultrathink_jax.models.language_model import LanguageModel, logits, variables
 from ultrathink_jax.parallel.mesh import batch_ways
 from ultrathink_jax.parallel.placement import place
 from ultrathink_jax.train.plan import Plan, compile_step
@@ -33,18 +33,19 @@ def probe(config: Config, recipe: Recipe, plan: Plan, log: Callable[[str], None]
   with jax.set_mesh(plan.mesh):
     put = lambda num_rows: place(plan.mesh, synthetic_batch(config, num_rows), num_rows)
     batch = put(rows)
-    begin = lambda: jax.jit(make_init(config, recipe, plan.optimizer), out_shardings=(plan.shardings, None))()
+    layout = (plan.shardings, plan.frozen_shardings)
+    begin = lambda: jax.jit(make_init(config, recipe, plan.optimizer), out_shardings=layout)()
     state, frozen = begin()
     log(f"[diagnose] looking at the gradient of {config.train.micro_batch_size} sequences")
     leaves = leaf_statistics(recipe, state, frozen, put(config.train.micro_batch_size))
     few = put(batch_ways(plan.mesh.shape))
-    before = logit_statistics(config, state.params, few)
+    before = logit_statistics(config, recipe.weights(state.params, frozen), few)
     begun = time.monotonic()
     step = compile_step(config, recipe, plan, state, frozen, batch)
     compile_seconds = time.monotonic() - begun
     log(f"[diagnose] train step compiled in {compile_seconds:.1f}s; {NUM_STEPS} steps on one batch")
     state, steps, updates, mark = _run(step, state, frozen, batch, recipe, plan, NUM_STEPS)
-    after = logit_statistics(config, state.params, few)
+    after = logit_statistics(config, recipe.weights(state.params, frozen), few)
     del state
     _, again, _, second = _run(step, begin()[0], frozen, batch, recipe, plan, _SAME_STEPS)
   for leaf in leaves:
@@ -141,7 +142,7 @@ def logit_statistics(config: Config, params: Parameters, batch: Batch) -> dict[s
 
   @jax.jit
   def look(params: Parameters, batch: Batch) -> dict[str, Array]:
-    output = LanguageModel(config.model).apply({"params": params}, batch.tokens, batch.context)
+    output = LanguageModel(config.model).apply(variables(params), batch.tokens, batch.context)
     scores = logits(output._replace(hidden=output.hidden[:, :_LOGIT_TOKENS]))
     return {"mean": scores.mean(), "std": scores.std(), "min": scores.min(), "max": scores.max()}
 

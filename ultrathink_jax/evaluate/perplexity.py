@@ -11,7 +11,7 @@ import jax
 
 from ultrathink_jax.config import ModelConfig
 from ultrathink_jax.kernels.cross_entropy_chunked import cross_entropy_chunked
-from ultrathink_jax.models.language_model import LanguageModel, inference_config
+from ultrathink_jax.models.language_model import LanguageModel, inference_config, variables
 from ultrathink_jax.types import Batch, Parameters
 
 
@@ -35,7 +35,7 @@ def make_sum_of_losses(model: ModelConfig) -> Callable[[Parameters, Batch], tupl
 
   @jax.jit
   def sum_of_losses(params: Parameters, batch: Batch) -> tuple[jax.Array, jax.Array]:
-    output = LanguageModel(model).apply({"params": params}, batch.tokens, batch.context)
+    output = LanguageModel(model).apply(variables(params), batch.tokens, batch.context)
     loss = cross_entropy_chunked(output.hidden, output.unembedding, batch.targets, batch.weights, output.soft_cap)
     return loss, batch.weights.sum()
 

@@ -17,7 +17,7 @@ from ultrathink_jax import patterns
 from ultrathink_jax.config import GenerateConfig, ModelConfig
 from ultrathink_jax.data.tokenizer import Tokenizer
 from ultrathink_jax.generate.sampling import Sampling, sample
-from ultrathink_jax.models.language_model import LanguageModel, inference_config, init_cache, logits
+from ultrathink_jax.models.language_model import LanguageModel, inference_config, init_cache, logits, variables
 from ultrathink_jax.models.layer import groups, layer_paths
 from ultrathink_jax.parallel.devices import scan_unroll
 from ultrathink_jax.types import Context, Output, Parameters
@@ -107,7 +107,7 @@ def _prefill(
   positions = jnp.broadcast_to(jnp.arange(T, dtype=jnp.int32), (B, T))
   is_token = positions < lengths[:, None]
   context = Context(positions, is_token.astype(jnp.int32))
-  output = LanguageModel(model).apply({"params": params}, tokens, context, init_cache(model, B, cache_length))
+  output = LanguageModel(model).apply(variables(params), tokens, context, init_cache(model, B, cache_length))
   last = jnp.take_along_axis(output.hidden, lengths[:, None, None] - 1, axis=1)
   row = jnp.arange(B)[:, None]
   seen = jnp.zeros((B, model.vocab_size), bool).at[row, tokens].max(is_token)
@@ -135,7 +135,7 @@ def _decode(
     step_keys = jax.vmap(lambda key: jax.random.fold_in(key, state.num_new))(keys)
     tokens = sample(step_keys, state.logits, state.seen, sampling).astype(jnp.int32)
     context = Context(state.length[:, None], jnp.where(state.is_done, 0, 1)[:, None])
-    output = LanguageModel(model).apply({"params": params}, tokens[:, None], context, state.cache)
+    output = LanguageModel(model).apply(variables(params), tokens[:, None], context, state.cache)
     seen = state.seen.at[jnp.arange(tokens.size), tokens].set(True)
     return _State(
       output.cache,

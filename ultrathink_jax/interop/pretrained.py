@@ -18,8 +18,8 @@ from ultrathink_jax.config import ModelConfig, from_mapping
 from ultrathink_jax.data.tokenizer import Tokenizer, load_tokenizer
 from ultrathink_jax.errors import CheckpointError, ConfigError
 from ultrathink_jax.interop.shards import find_tensors, read_tensors, write_tensors
-from ultrathink_jax.models.language_model import init_params
-from ultrathink_jax.models.layer import layer_paths
+from ultrathink_jax.models.language_model import parameter_shapes
+from ultrathink_jax.models.naming import leaf_at, places
 from ultrathink_jax.types import Parameters
 
 FORMAT = "ultrathink_jax"
@@ -42,10 +42,7 @@ def load_pretrained(directory: Path) -> tuple[ModelConfig, Parameters, Tokenizer
   Raises:
     CheckpointError: a file is missing or damaged, or tensors are missing, unknown or of another shape.
   """
-  try:
-    model = from_mapping(json.loads((directory / "config.json").read_text())["model"], ModelConfig, "model.")
-  except (OSError, KeyError, json.JSONDecodeError, ConfigError) as error:
-    raise CheckpointError(f"{directory} does not hold a saved model: {type(error).__name__}: {error}") from error
+  model = read_model(directory)
   stored = find_tensors(directory)
   params = empty_params(model)
   arrays = unstack(model, params)
@@ -53,6 +50,14 @@ def load_pretrained(directory: Path) -> tuple[ModelConfig, Parameters, Tokenizer
   for name, tensor in read_tensors(stored):
     arrays[name][...] = tensor
   return model, to_device(params), load_tokenizer(directory)
+
+
+def read_model(directory: Path) -> ModelConfig:
+  """Returns the model that `save_pretrained` wrote to `directory`. Raises CheckpointError."""
+  try:
+    return from_mapping(json.loads((directory / "config.json").read_text())["model"], ModelConfig, "model.")
+  except (OSError, KeyError, json.JSONDecodeError, ConfigError) as error:
+    raise CheckpointError(f"{directory} does not hold a saved model: {type(error).__name__}: {error}") from error
 
 
 def require_same_tensors(directory: Path, found: dict[str, tuple[int, ...]], expected: dict[str, Any]) -> None:
@@ -82,25 +87,13 @@ def named_shapes(model: ModelConfig) -> dict[str, Any]:
 
 
 def _shapes(model: ModelConfig) -> Any:
-  return jax.eval_shape(lambda: init_params(model, jax.random.key(0)))
+  return parameter_shapes(model)
 
 
 def unstack(model: ModelConfig, params: Parameters) -> dict[str, Any]:
   """Returns {name in files: array}, layers first to last; of numpy arrays, views."""
-  named = _flatten({name: tree for name, tree in params.items() if not name.startswith("group_")})
-  for number, path, repeat in layer_paths(model):
-    group, layer = path.split("/")
-    leaves = _flatten(params[group][layer])
-    named |= {_file_name(number, layer, name): leaf[repeat] for name, leaf in leaves.items()}
-  return named
-
-
-def _file_name(number: int, layer: str, name: str) -> str:
-  """Returns layers.NUMBER.norm.scale for the layer's norm and layers.NUMBER.MIXER.rest for what is inside its mixer."""
-  mixer = layer.rsplit("_", 1)[0]
-  return f"layers.{number}.{mixer + name.removeprefix('mixer') if name.startswith('mixer.') else name}"
-
-
-def _flatten(tree: Any) -> dict[str, Any]:
-  paths, _ = jax.tree_util.tree_flatten_with_path(tree)
-  return {".".join(key.key for key in path): leaf for path, leaf in paths}
+  leaf = lambda place: leaf_at(params, place.path)
+  return {
+    name: leaf(place) if place.repeat is None else leaf(place)[place.repeat]
+    for name, place in places(model, params).items()
+  }

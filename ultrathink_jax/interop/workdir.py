@@ -7,12 +7,14 @@ from ultrathink_jax.config import Config
 from ultrathink_jax.data.tokenizer import load_tokenizer
 from ultrathink_jax.errors import ConfigError
 from ultrathink_jax.interop import huggingface
+from ultrathink_jax.lora.adapting import optimizer_of
 from ultrathink_jax.optimizers.optimizers import make_optimizer
 from ultrathink_jax.optimizers.schedules import make_schedule
 from ultrathink_jax.train.checkpoint import Checkpoints
 from ultrathink_jax.train.state import begin
+from ultrathink_jax.types import Parameters
 
-# Keys of the model section that say how it is trained or run, not what it is.
+# Keys of the model section that say how an imported model is trained or run, not what it is.
 _RUN_KEYS = (
   "remat",
   "gather_ahead",
@@ -58,7 +60,13 @@ def import_directory(source: Path, workdir: Path, config: Config, tokenizer_dire
     tokenizer.save(directory)
   data = dataclasses.replace(config.data, tokenizer=str(own_tokenizer))
   config = dataclasses.replace(config, model=model, data=data)
-  optimizer = make_optimizer(config.optimizer, make_schedule(config.optimizer, config.train.steps))
+  write_first_checkpoint(workdir, config, params)
+  return config
+
+
+def write_first_checkpoint(workdir: Path, config: Config, params: Parameters) -> None:
+  """Writes a checkpoint of step 0, which holds `params`, and the configuration of the run, to train on by."""
+  optimizer = make_optimizer(optimizer_of(config), make_schedule(config.optimizer, config.train.steps))
   state = begin(config, params, optimizer)
   with Checkpoints(workdir / "checkpoints", config.checkpoint) as checkpoints:
     checkpoints.save(state, 0, {})
@@ -66,4 +74,3 @@ def import_directory(source: Path, workdir: Path, config: Config, tokenizer_dire
   path = workdir / "config.py"
   path.write_text(_CONFIG_FILE.format(path=path, workdir=workdir))
   (workdir / "config.json").write_text(config.to_json())
-  return config

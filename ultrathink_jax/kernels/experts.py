@@ -4,13 +4,14 @@ Source: arXiv:2101.03961 (capacity).
 Letters: T tokens of the whole batch  K choices of a token  E experts  D embed  F expert width.
 """
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from ultrathink_jax.kernels.activation import activate
+from ultrathink_jax.kernels.quantized import Quantized, in_dtype
 
 
 def rank_in_expert(choices: Int[Array, "T K"], num_experts: int) -> Int[Array, "T K"]:
@@ -22,18 +23,39 @@ def rank_in_expert(choices: Int[Array, "T K"], num_experts: int) -> Int[Array, "
   return jnp.sum((jnp.cumsum(chosen, axis=0) - chosen) * chosen, axis=-1).reshape(choices.shape)
 
 
-def rounded(dtype: Any, *kernels: Float[Array, "E _ _"] | None) -> list[Float[Array, "E _ _"] | None]:
-  """Returns the kernels in `dtype`, that of the tokens."""
-  return [None if kernel is None else kernel.astype(dtype) for kernel in kernels]
+class Bank(NamedTuple):
+  """The kernels of all experts, in few bits or not, and maybe what adapters add to them: a b, its scale in b."""
+
+  kernel: Float[Array, "E D F"] | Quantized
+  a: Float[Array, "E D r"] | None = None
+  b: Float[Array, "E r F"] | None = None
+
+  @property
+  def shape(self) -> tuple[int, ...]:
+    return self.kernel.shape
+
+
+def rounded(dtype: Any, *kernels: Float[Array, "E _ _"] | Bank | None) -> list[Float[Array, "E _ _"] | None]:
+  """Returns the kernels, with what is added to them, in `dtype`, that of the tokens."""
+
+  def whole(kernel: Float[Array, "E _ _"] | Bank) -> Float[Array, "E _ _"]:
+    if not isinstance(kernel, Bank):
+      return kernel.astype(dtype)
+    if kernel.a is None:
+      return in_dtype(kernel.kernel, dtype)
+    added = jnp.einsum("edr,erf->edf", kernel.a, kernel.b, preferred_element_type=jnp.float32)
+    return (in_dtype(kernel.kernel, jnp.float32) + added).astype(dtype)
+
+  return [None if kernel is None else whole(kernel) for kernel in kernels]
 
 
 def experts(
   x: Float[Array, "T D"],
   choices: Int[Array, "T K"],
   gates: Float[Array, "T K"],
-  gate_kernel: Float[Array, "E D F"] | None,
-  up_kernel: Float[Array, "E D F"],
-  down_kernel: Float[Array, "E F D"],
+  gate_kernel: Float[Array, "E D F"] | Bank | None,
+  up_kernel: Float[Array, "E D F"] | Bank,
+  down_kernel: Float[Array, "E F D"] | Bank,
   capacity: int | None = None,
   activation: str = "swiglu",
 ) -> tuple[Float[Array, "T D"], Bool[Array, "T K"]]:

@@ -5,12 +5,14 @@ padded but the last chunk, and hidden units stay in the cache. This is the fast 
 run at full speed and gathering a copy of the weights for every block of rows (experts_sorted) costs more than they do.
 
 Gradients of kernels come from columns that were transposed once for all chunks: XLA on CPU takes long for products
-whose left operand is transposed.
+whose left operand is transposed. Kernels that are frozen have none, and those in few bits become numbers expert by
+expert.
 
 Letters: T tokens of the whole batch  K choices of a token  E experts  D embed  F expert width  S sorted rows, one a
-choice, and room for a chunk  R rows of a chunk.
+choice, and room for a chunk  R rows of a chunk  r rank of an adapter.
 """
 
+import dataclasses
 from collections.abc import Callable
 from functools import partial
 from typing import Any, NamedTuple
@@ -20,8 +22,9 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from ultrathink_jax.kernels.activation import activate
-from ultrathink_jax.kernels.experts import rank_in_expert, rounded
+from ultrathink_jax.kernels.experts import Bank, rank_in_expert
 from ultrathink_jax.kernels.experts_sorted import experts_sorted
+from ultrathink_jax.kernels.quantized import in_dtype
 
 _CHUNK_ROWS = 512
 _REST_ROWS = 64  # of the chunks that take what is left
@@ -47,9 +50,9 @@ def experts_loop(
   x: Float[Array, "T D"],
   choices: Int[Array, "T K"],
   gates: Float[Array, "T K"],
-  gate_kernel: Float[Array, "E D F"] | None,
-  up_kernel: Float[Array, "E D F"],
-  down_kernel: Float[Array, "E F D"],
+  gate_kernel: Float[Array, "E D F"] | Bank | None,
+  up_kernel: Float[Array, "E D F"] | Bank,
+  down_kernel: Float[Array, "E F D"] | Bank,
   capacity: int | None = None,
   activation: str = "swiglu",
 ) -> tuple[Float[Array, "T D"], Bool[Array, "T K"]]:
@@ -72,52 +75,98 @@ def experts_loop(
   row_of_choice = jnp.zeros_like(flat).at[choice_of_row].set(jnp.arange(flat.size, dtype=flat.dtype))
   counts = jnp.sum(jax.nn.one_hot(flat, E, dtype=jnp.int32), axis=0)
   order = _Order(choice_of_row, row_of_choice.reshape(choices.shape), counts)
-  kernels = (gate_kernel, up_kernel, down_kernel)
-  return _mixture(activation, x, gates.astype(jnp.float32), kernels, order), is_computed
+  banks = _banks(gate_kernel, up_kernel, down_kernel)
+  return _mixture(activation, x, gates.astype(jnp.float32), banks, order), is_computed
+
+
+def _banks(*kernels: Float[Array, "E _ _"] | Bank | None) -> tuple[Bank | None, ...]:
+  return tuple(kernel if kernel is None or isinstance(kernel, Bank) else Bank(kernel) for kernel in kernels)
+
+
+def _of_expert(bank: Bank | None, expert: Int[Array, ""], dtype: Any) -> Bank | None:
+  """Returns the matrices of one expert in `dtype`."""
+  if bank is None:
+    return None
+  one = jax.tree.map(lambda leaf: jax.lax.dynamic_index_in_dim(leaf, expert, keepdims=False), bank)
+  return Bank(in_dtype(one.kernel, dtype), *(None if factor is None else factor.astype(dtype) for factor in one[1:]))
+
+
+def _transposed(one: Bank) -> Bank:
+  """Returns the transpose of what an expert multiplies with: of kernel + a b, as such a sum."""
+  return Bank(one.kernel.T) if one.a is None else Bank(one.kernel.T, one.b.T, one.a.T)
+
+
+def _through(x: Float[Array, "R _"], one: Bank) -> Float[Array, "R _"]:
+  y = _product(x, one.kernel)
+  return y if one.a is None else y + _product(_product(x, one.a).astype(x.dtype), one.b)
 
 
 def _chosen(x, choices, gates, gate_kernel, up_kernel, down_kernel, activation: str) -> Float[Array, "T D"]:
   """Returns the mixture choice by choice, each with a copy of its expert's kernels."""
   gates = jnp.where(choices < up_kernel.shape[0], gates, 0).astype(x.dtype)
+  banks = _banks(gate_kernel, up_kernel, down_kernel)
 
   def run(t: int, k: int) -> Float[Array, "1 D"]:
-    kernel_of = lambda bank: jax.lax.dynamic_index_in_dim(bank, choices[t, k], keepdims=False).astype(x.dtype)
-    inward = lambda bank: None if bank is None else x[t : t + 1] @ kernel_of(bank)
-    return gates[t, k] * (activate(activation, inward(gate_kernel), inward(up_kernel)) @ kernel_of(down_kernel))
+    gate, up, down = (_of_expert(bank, choices[t, k], x.dtype) for bank in banks)
+    through = lambda x, one: None if one is None else _through(x, one).astype(x.dtype)
+    row = x[t : t + 1]
+    return gates[t, k] * through(activate(activation, through(row, gate), through(row, up)), down)
 
   T, K = choices.shape
   return jnp.concatenate([sum(run(t, k) for k in range(K)) for t in range(T)])
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _mixture(activation: str, x, gates, kernels, order: _Order) -> Float[Array, "T D"]:
-  return _forward(activation, x, gates, kernels, order)[0]
+def _mixture(activation: str, x, gates, banks: tuple[Bank | None, ...], order: _Order) -> Float[Array, "T D"]:
+  return _run(activation, x, gates, banks, order)[0]
 
 
-def _forward(activation: str, x, gates, kernels, order: _Order):
-  F, D = kernels[2].shape[1:]
-  is_gated = kernels[0] is not None
+@jax.tree_util.register_static
+@dataclasses.dataclass(frozen=True)
+class _Trained:
+  """Which kernels and which adapters of (gate, up, down) have a gradient to be worked out."""
+
+  kernels: tuple[bool, ...]
+  adapters: tuple[bool, ...]
+
+
+def _forward(activation: str, *arguments):
+  """Takes what `_mixture` does, of which each array says whether anything that is differentiated depends on it."""
+  is_perturbed = lambda tree: any(leaf.perturbed for leaf in jax.tree.leaves(tree))
+  _, _, banks, _ = arguments
+  trained = _Trained(
+    tuple(bank is not None and is_perturbed(bank.kernel) for bank in banks),
+    tuple(bank is not None and is_perturbed(bank[1:]) for bank in banks),
+  )
+  y, residuals = _run(activation, *jax.tree.map(lambda leaf: leaf.value, arguments))
+  return y, (trained, *residuals)
+
+
+def _run(activation: str, x, gates, banks, order: _Order):
+  """Returns the mixture and what the backward pass needs."""
+  F, D = banks[2].shape[1:]
+  is_gated = banks[0] is not None
   inputs = _sort(x, order)
 
   def run_chunk(chunk: _Chunk, state):
     outputs, gate_in, up_in = state
-    gate_kernel, up_kernel, down_kernel = chunk.kernels
+    gate_bank, up_bank, down_bank = chunk.banks
     rows = chunk.take(inputs)
-    up = _product(rows, up_kernel).astype(x.dtype)
-    gate = _product(rows, gate_kernel).astype(x.dtype) if is_gated else None
-    outputs = chunk.put(outputs, _product(activate(activation, gate, up), down_kernel))
+    up = _through(rows, up_bank).astype(x.dtype)
+    gate = _through(rows, gate_bank).astype(x.dtype) if is_gated else None
+    outputs = chunk.put(outputs, _through(activate(activation, gate, up), down_bank))
     return outputs, chunk.put(gate_in, gate) if is_gated else None, chunk.put(up_in, up)
 
   empty = lambda width: jnp.zeros((inputs.shape[0], width), x.dtype)
   state = empty(D), empty(F) if is_gated else None, empty(F)
-  outputs, gate_in, up_in = _for_each_chunk(order, rounded(x.dtype, *kernels), run_chunk, state)
+  outputs, gate_in, up_in = _for_each_chunk(order, banks, x.dtype, run_chunk, state)
   y = jnp.einsum("tk,tkd->td", gates, _unsort(outputs, order).astype(jnp.float32)).astype(x.dtype)
-  return y, (x, gates, kernels, order, outputs, gate_in, up_in)
+  return y, (x, gates, banks, order, outputs, gate_in, up_in)
 
 
 def _backward(activation: str, residuals, y_gradient):
-  x, gates, kernels, order, outputs, gate_in, up_in = residuals
-  is_gated = kernels[0] is not None
+  trained, x, gates, banks, order, outputs, gate_in, up_in = residuals
+  is_gated = banks[0] is not None
   gates_gradient = jnp.einsum("td,tkd->tk", y_gradient, _unsort(outputs, order), preferred_element_type=jnp.float32)
   row_gates = gates.reshape(-1)[order.choice_of_row][:, None]
   output_gradients = _sort(y_gradient, order, row_gates)
@@ -125,31 +174,49 @@ def _backward(activation: str, residuals, y_gradient):
 
   def run_chunk(chunk: _Chunk, state):
     input_gradients, gate_gradient, up_gradient, down_gradient = state
-    gate_kernel, up_kernel, down_kernel = chunk.kernels
+    gate_bank, up_bank, down_bank = chunk.banks
     gate = chunk.take(gate_in) if is_gated else None
     hidden, pullback = jax.vjp(partial(activate, activation), gate, chunk.take(up_in))
     rows = jnp.where(chunk.is_row[:, None], chunk.take(output_gradients), 0)
     columns = jnp.where(chunk.is_row, chunk.take(output_gradient_columns, 1), 0)
-    down_gradient = chunk.add(down_gradient, _product(columns, hidden))
-    gate, up = pullback(_product(rows, down_kernel.T).astype(x.dtype))
+    down_bank = _transposed(down_bank)
+    down_gradient = chunk.add_products(down_gradient, down_bank, columns, hidden)
+    gate, up = pullback(_through(rows, down_bank).astype(x.dtype))
     columns = chunk.take(input_columns, 1)
-    up_gradient = chunk.add(up_gradient, _product(columns, up))
-    gradient = _product(up, up_kernel.T)
+    up_gradient = chunk.add_products(up_gradient, up_bank, columns, up)
+    gradient = _through(up, _transposed(up_bank))
     if is_gated:
-      gradient += _product(gate, gate_kernel.T)
-      gate_gradient = chunk.add(gate_gradient, _product(columns, gate))
+      gradient += _through(gate, _transposed(gate_bank))
+      gate_gradient = chunk.add_products(gate_gradient, gate_bank, columns, gate)
     return chunk.put(input_gradients, gradient), gate_gradient, up_gradient, down_gradient
 
-  zeros = jnp.zeros(kernels[1].shape, jnp.float32)
-  state = jnp.zeros(output_gradients.shape, x.dtype), zeros if is_gated else None, zeros, zeros
-  input_gradients, *gradients = _for_each_chunk(order, rounded(x.dtype, *kernels), run_chunk, state)
-  gradients[2] = gradients[2].swapaxes(1, 2)
+  zeros = _zero_gradients(banks, trained)
+  state = jnp.zeros(output_gradients.shape, x.dtype), *zeros[:2], _transposed_bank(zeros[2])
+  input_gradients, gate, up, down = _for_each_chunk(order, banks, x.dtype, run_chunk, state)
   x_gradient = jnp.sum(_unsort(input_gradients, order), axis=1, dtype=jnp.float32).astype(x.dtype)
-  gradients = tuple(g if g is None else g.astype(kernels[1].dtype) for g in gradients)
-  return x_gradient, gates_gradient, gradients, None
+  like = lambda gradient, leaf: None if gradient is None else gradient.astype(leaf.dtype)
+  gradients = zip((gate, up, _transposed_bank(down)), banks, strict=True)
+  banks_gradient = tuple(None if bank is None else Bank(*map(like, gradient, bank)) for gradient, bank in gradients)
+  return x_gradient, gates_gradient, banks_gradient, None
 
 
-_mixture.defvjp(_forward, _backward)
+_mixture.defvjp(_forward, _backward, symbolic_zeros=True)
+
+
+def _zero_gradients(banks: tuple[Bank | None, ...], trained: _Trained) -> list[Bank | None]:
+  """Returns float32 zeros for what is trained of the banks, None in place of the rest."""
+  zeros = lambda leaf: jnp.zeros(leaf.shape, jnp.float32)
+  parts = zip(banks, trained.kernels, trained.adapters, strict=True)
+  return [
+    Bank(zeros(bank.kernel) if kernel else None, *(map(zeros, bank[1:]) if adapter else (None, None))) if bank else None
+    for bank, kernel, adapter in parts
+  ]
+
+
+def _transposed_bank(gradients: Bank) -> Bank:
+  """Returns the gradients of the transposed kernels."""
+  turn = lambda leaf: None if leaf is None else leaf.swapaxes(1, 2)
+  return Bank(turn(gradients.kernel), turn(gradients.b), turn(gradients.a))
 
 
 class _Chunk(NamedTuple):
@@ -159,7 +226,7 @@ class _Chunk(NamedTuple):
   """
 
   expert: Int[Array, ""]
-  kernels: list[Float[Array, "_ _"] | None]
+  banks: list[Bank | None]  # the expert's matrices
   start: Int[Array, ""]
   is_row: Bool[Array, " R"]  # of this expert
 
@@ -169,18 +236,35 @@ class _Chunk(NamedTuple):
   def put(self, array: Float[Array, "S _"], rows: Float[Array, "R _"]) -> Float[Array, "S _"]:
     return jax.lax.dynamic_update_slice_in_dim(array, rows.astype(array.dtype), self.start, 0)
 
-  def add(self, gradients: Float[Array, "E D F"], gradient: Float[Array, "D F"]) -> Float[Array, "E D F"]:
+  def add_products(
+    self, gradients: Bank, one: Bank, columns: Float[Array, "D R"], outputs: Float[Array, "R F"]
+  ) -> Bank:
+    """Returns the gradients with those of the expert, whose inputs' transpose and outputs' gradient are given, added.
+
+    Those that are None stay None.
+    """
+    kernel, a, b = gradients
+    if kernel is not None:
+      kernel = self._add(kernel, _product(columns, outputs))
+    if a is not None:
+      a = self._add(a, _product(columns, _product(outputs, one.b.T).astype(outputs.dtype)))
+      b = self._add(b, _product(_product(one.a.T, columns).astype(outputs.dtype), outputs))
+    return Bank(kernel, a, b)
+
+  def _add(self, gradients: Float[Array, "E _ _"], gradient: Float[Array, "_ _"]) -> Float[Array, "E _ _"]:
     total = jax.lax.dynamic_index_in_dim(gradients, self.expert, keepdims=False) + gradient
     return jax.lax.dynamic_update_index_in_dim(gradients, total, self.expert, 0)
 
 
-def _for_each_chunk(order: _Order, kernels: list[Any], run_chunk: Callable[[_Chunk, Any], Any], state: Any) -> Any:
+def _for_each_chunk(
+  order: _Order, banks: tuple[Bank | None, ...], dtype: Any, run_chunk: Callable[[_Chunk, Any], Any], state: Any
+) -> Any:
   """Returns the state that run_chunk(chunk, state) leaves after every chunk of every expert."""
   counts, ends = order.counts, jnp.cumsum(order.counts)
   chunk_rows, rest_rows = _chunk_rows(order.choice_of_row.size, counts.size)
 
   def run_expert(expert, state):
-    of_expert = [k if k is None else jax.lax.dynamic_index_in_dim(k, expert, keepdims=False) for k in kernels]
+    of_expert = [_of_expert(bank, expert, dtype) for bank in banks]
     end = ends[expert]
 
     def run_chunks(rows: int, fewest: int, start, state):

@@ -16,7 +16,7 @@ from jax.experimental import pallas as pl
 from jaxtyping import Array, Bool, Float, Int
 
 from ultrathink_jax.kernels.activation import activate
-from ultrathink_jax.kernels.experts import rounded
+from ultrathink_jax.kernels.experts import Bank, rounded
 from ultrathink_jax.kernels.experts_sorted import combine, dispatch, plan_rows
 from ultrathink_jax.kernels.pallas_call import on_platform, pallas_call, power_of_two
 
@@ -31,9 +31,9 @@ def experts_pallas(
   x: Float[Array, "T D"],
   choices: Int[Array, "T K"],
   gates: Float[Array, "T K"],
-  gate_kernel: Float[Array, "E D F"] | None,
-  up_kernel: Float[Array, "E D F"],
-  down_kernel: Float[Array, "E F D"],
+  gate_kernel: Float[Array, "E D F"] | Bank | None,
+  up_kernel: Float[Array, "E D F"] | Bank,
+  down_kernel: Float[Array, "E F D"] | Bank,
   capacity: int | None = None,
   activation: str = "swiglu",
 ) -> tuple[Float[Array, "T D"], Bool[Array, "T K"]]:
@@ -47,9 +47,9 @@ def experts_by_product(
   x: Float[Array, "T D"],
   choices: Int[Array, "T K"],
   gates: Float[Array, "T K"],
-  gate_kernel: Float[Array, "E D F"] | None,
-  up_kernel: Float[Array, "E D F"],
-  down_kernel: Float[Array, "E F D"],
+  gate_kernel: Float[Array, "E D F"] | Bank | None,
+  up_kernel: Float[Array, "E D F"] | Bank,
+  down_kernel: Float[Array, "E F D"] | Bank,
   capacity: int | None,
   activation: str,
 ) -> tuple[Float[Array, "T D"], Bool[Array, "T K"]]:

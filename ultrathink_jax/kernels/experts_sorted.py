@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from ultrathink_jax.kernels.activation import activate
-from ultrathink_jax.kernels.experts import rounded
+from ultrathink_jax.kernels.experts import Bank, rounded
 
 _BLOCK_ROWS = 128
 
@@ -31,9 +31,9 @@ def experts_sorted(
   x: Float[Array, "T D"],
   choices: Int[Array, "T K"],
   gates: Float[Array, "T K"],
-  gate_kernel: Float[Array, "E D F"] | None,
-  up_kernel: Float[Array, "E D F"],
-  down_kernel: Float[Array, "E F D"],
+  gate_kernel: Float[Array, "E D F"] | Bank | None,
+  up_kernel: Float[Array, "E D F"] | Bank,
+  down_kernel: Float[Array, "E F D"] | Bank,
   capacity: int | None = None,
   activation: str = "swiglu",
 ) -> tuple[Float[Array, "T D"], Bool[Array, "T K"]]:

@@ -6,6 +6,7 @@ Letters: T tokens of the whole batch  K choices of a token  E experts  D embed  
 from jaxtyping import Array, Bool, Float, Int
 
 from ultrathink_jax.errors import ConfigError
+from ultrathink_jax.kernels.experts import Bank
 from ultrathink_jax.kernels.experts_pallas import BLOCK_ROWS, experts_by_product
 
 
@@ -13,9 +14,9 @@ def experts_tokamax(
   x: Float[Array, "T D"],
   choices: Int[Array, "T K"],
   gates: Float[Array, "T K"],
-  gate_kernel: Float[Array, "E D F"] | None,
-  up_kernel: Float[Array, "E D F"],
-  down_kernel: Float[Array, "E F D"],
+  gate_kernel: Float[Array, "E D F"] | Bank | None,
+  up_kernel: Float[Array, "E D F"] | Bank,
+  down_kernel: Float[Array, "E F D"] | Bank,
   capacity: int | None = None,
   activation: str = "swiglu",
 ) -> tuple[Float[Array, "T D"], Bool[Array, "T K"]]:

@@ -7,20 +7,23 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from ultrathink_jax.kernels.quantized import Quantized, in_dtype
 from ultrathink_jax.platform import target_platform
 
 _TRANSPOSED_BLOCK = 256
 
 
 @jax.custom_vjp
-def matmul(x: Float[Array, "T D"], kernel: Float[Array, "D F"]) -> Float[Array, "T F"]:
+def matmul(x: Float[Array, "T D"], kernel: Float[Array, "D F"] | Quantized) -> Float[Array, "T F"]:
   """Returns x kernel in the dtype of x; the float32 kernel is rounded to it first, its gradient is float32.
+
+  A kernel in few bits has no gradient, and it is what the backward pass is left, which makes numbers of it again.
 
   In the backward pass both products read the output's gradient. Left to itself, XLA on CPU computes whatever made that
   gradient a second time, element by element in transposed order, inside the copy it makes for the kernel's product:
   several times slower than the product itself.
   """
-  return _product("td,df->tf", x, kernel.astype(x.dtype)).astype(x.dtype)
+  return _product("td,df->tf", x, in_dtype(kernel, x.dtype)).astype(x.dtype)
 
 
 def _forward(x, kernel):
@@ -30,7 +33,9 @@ def _forward(x, kernel):
 def _backward(residuals, gradient):
   x, kernel = residuals
   gradient = jax.lax.optimization_barrier(gradient)
-  x_gradient = _product("tf,df->td", gradient, kernel.astype(x.dtype)).astype(x.dtype)
+  x_gradient = _product("tf,df->td", gradient, in_dtype(kernel, x.dtype)).astype(x.dtype)
+  if isinstance(kernel, Quantized):
+    return x_gradient, None
   return x_gradient, transposed_product(x, gradient).astype(kernel.dtype)
 
 

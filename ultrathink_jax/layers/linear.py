@@ -11,8 +11,13 @@ from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Float
 
 from ultrathink_jax.kernels.matmul import matmul
+from ultrathink_jax.kernels.quantized import dequantize
+from ultrathink_jax.layers.adapter import adapted, merged
+from ultrathink_jax.types import Adapter
 
 PROJECTED = "projected"  # what a projection returns, by which remat policies know it
+DEQUANTIZED = "dequantized"  # and a kernel made of few bits, which none of them keeps
+ADAPTERS, QUANTIZED = "lora", "quantized"  # collections beside "params"
 
 
 def fan_in_init(fan_in: int, scale: float = 1.0) -> nn.initializers.Initializer:
@@ -20,7 +25,21 @@ def fan_in_init(fan_in: int, scale: float = 1.0) -> nn.initializers.Initializer:
   return nn.initializers.truncated_normal(scale * fan_in**-0.5)
 
 
-class Projection(nn.Module):
+class _Weighted(nn.Module):
+  """A module with one kernel, in few bits or not, and maybe an adapter of it."""
+
+  def _kernel(self, init: nn.initializers.Initializer, shape: tuple[int, ...], dtype: jnp.dtype) -> Float[Array, "..."]:
+    """Returns the kernel: a float32 parameter of this shape, or in `dtype` what a quantized one stands for."""
+    if not self.has_variable(QUANTIZED, "kernel"):
+      return self.param("kernel", init, shape, jnp.float32)
+    kernel = dequantize(self.get_variable(QUANTIZED, "kernel"), dtype)
+    return checkpoint_name(kernel.reshape(shape), DEQUANTIZED)
+
+  def _adapter(self) -> Adapter | None:
+    return self.get_variable(ADAPTERS, "adapter") if self.has_variable(ADAPTERS, "adapter") else None
+
+
+class Projection(_Weighted):
   """Contracts the last dims of x with a kernel [*in_dims, *out_dims].
 
   Attributes:
@@ -40,9 +59,11 @@ class Projection(nn.Module):
     num_in = len(self.axes) - len(self.out_dims)
     in_dims = x.shape[x.ndim - num_in :]
     init = nn.with_logical_partitioning(fan_in_init(math.prod(in_dims), self.scale), self.axes)
-    kernel = self.param("kernel", init, (*in_dims, *self.out_dims), jnp.float32)
-    outer = x.shape[: x.ndim - num_in]
-    y = matmul(x.reshape(-1, math.prod(in_dims)), kernel.reshape(math.prod(in_dims), -1))
+    kernel = self._kernel(init, (*in_dims, *self.out_dims), x.dtype).reshape(math.prod(in_dims), -1)
+    outer, rows = x.shape[: x.ndim - num_in], x.reshape(-1, math.prod(in_dims))
+    y, adapter = matmul(rows, kernel), self._adapter()
+    if adapter is not None:
+      y = adapted(rows, y, kernel, adapter, lambda: self.make_rng(ADAPTERS))
     y = checkpoint_name(y.reshape(*outer, *self.out_dims), PROJECTED)
     if self.has_bias:
       init = nn.with_logical_partitioning(nn.initializers.zeros, self.axes[num_in:])
@@ -50,19 +71,25 @@ class Projection(nn.Module):
     return y
 
 
-class ExpertBank(nn.Module):
-  """Returns one float32 kernel [E, in_dim, out_dim], to be applied by a grouped matrix product."""
+class ExpertBank(_Weighted):
+  """Returns one kernel [E, in_dim, out_dim], to be applied in `dtype` by a grouped matrix product.
+
+  An adapter is in it already: its gradient is made from that of the kernels of one layer.
+  """
 
   num_experts: int
   in_dim: int
   out_dim: int
   axes: tuple[str, str, str]
+  dtype: jnp.dtype
   scale: float = 1.0
 
   @nn.compact
   def __call__(self) -> Float[Array, "E D F"]:
     init = nn.with_logical_partitioning(fan_in_init(self.in_dim, self.scale), self.axes)
-    return self.param("kernel", init, (self.num_experts, self.in_dim, self.out_dim), jnp.float32)
+    kernel = self._kernel(init, (self.num_experts, self.in_dim, self.out_dim), self.dtype)
+    adapter = self._adapter()
+    return kernel if adapter is None else merged(kernel, adapter)
 
 
 class Embedding(nn.Module):

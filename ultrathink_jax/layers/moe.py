@@ -56,7 +56,7 @@ class Moe(nn.Module):
       init = nn.with_logical_partitioning(nn.initializers.zeros, ("expert",))
       bias = self.param("router_bias", init, (E,), jnp.float32)
     routing = self._route(x, context, bias)
-    bank = lambda name, axes, dims, scale=1.0: ExpertBank(E, *dims, ("expert", *axes), scale, name=name)()
+    bank = lambda name, axes, dims, scale=1.0: ExpertBank(E, *dims, ("expert", *axes), x.dtype, scale, name=name)()
     y, is_computed = experts_over_mesh(
       partial(EXPERTS[resolve_experts(c.backend, c.capacity_factor or None)], activation=c.activation),
       x,

@@ -17,6 +17,8 @@ def component(path: Sequence[Any]) -> str:
   ValueError for a path that no model has.
   """
   names = [str(getattr(entry, "key", entry)) for entry in path]
+  if names[0] in ("lora", "trained"):  # the parts of what an adapted run trains
+    names = names[1:]
   if names[0] in _TOPS:
     return _TOPS[names[0]]
   if any(name == "norm" or name.endswith("_norm") for name in names):

@@ -10,7 +10,7 @@ from typing import Any
 import jax
 
 from ultrathink_jax.config import ModelConfig
-from ultrathink_jax.models.language_model import init_cache, init_params
+from ultrathink_jax.models.language_model import init_cache, parameter_shapes
 from ultrathink_jax.models.layer import groups, layer_names
 
 EXPERT_BANKS = ("gate", "up", "down")
@@ -53,7 +53,7 @@ class ModelCount:
 
 def count_model(model: ModelConfig) -> ModelCount:
   """Returns the counts; traces the model's initialisation and allocates nothing."""
-  params = jax.eval_shape(lambda: init_params(model, jax.random.key(0)))
+  params = parameter_shapes(model)
   lines: dict[str, LayerCount] = {}
   for index, group in enumerate(groups(model)):
     stacked = params[f"group_{index}"]

@@ -14,14 +14,14 @@ from jaxtyping import Array, Float, Int, Key
 from ultrathink_jax.config import ModelConfig
 from ultrathink_jax.kernels.materialize import materialized
 from ultrathink_jax.kernels.soft_cap import soft_cap
-from ultrathink_jax.layers.linear import Embedding, Unembedding
+from ultrathink_jax.layers.linear import ADAPTERS, QUANTIZED, Embedding, Unembedding
 from ultrathink_jax.layers.norm import RMSNorm
 from ultrathink_jax.layers.rope import rotation
 from ultrathink_jax.models.layer import MIXERS, groups, layer_names
 from ultrathink_jax.models.stack import gathered_ahead, gathers_ahead, pipelined, rounds_of, scanned
 from ultrathink_jax.parallel.mesh import axis_size, without_mesh
 from ultrathink_jax.parallel.sharding import constrain
-from ultrathink_jax.types import Context, Output, Parameters
+from ultrathink_jax.types import Adapted, Context, Output, Parameters
 
 
 class LanguageModel(nn.Module):
@@ -59,7 +59,8 @@ class LanguageModel(nn.Module):
           x, group_aux = gathered_ahead(group, config, self.variables["params"][name], x, context, key)
           group_taps = {}
         else:
-          stack = scanned(group, config, is_recomputed=config.remat != "none" and cache is None, name=name)
+          is_recomputed = cache is None and (config.remat != "none" or self._has_quantized)
+          stack = scanned(group, config, is_recomputed, name=name)
           x, (new_cache[name], group_aux, group_taps) = stack(x, None if cache is None else cache[name], context)
         x = constrain(x, ("batch", "length", None))
         aux |= {f"{name}/{layer}": values for layer, values in group_aux.items()}
@@ -74,13 +75,27 @@ class LanguageModel(nn.Module):
     """Returns x after all groups and their aux values; there are no taps in a pipeline."""
     all_groups, aux = groups(self.config), {}
     for numbers in rounds_of(all_groups):
-      params = [self.variables["params"][f"group_{number}"] for number in numbers]
+      variables = [self._variables_of(f"group_{number}") for number in numbers]
       key = None if context.router_noise is None else self.make_rng("router")
-      x, of_rounds = pipelined(all_groups[numbers[0]], self.config, params, x, context, key)
+      x, of_rounds = pipelined(all_groups[numbers[0]], self.config, variables, x, context, key)
       x = constrain(x, ("batch", "length", None))
       for number, values in zip(numbers, of_rounds, strict=True):
         aux |= {f"group_{number}/{layer}": value for layer, value in values.items()}
     return x, aux
+
+  @property
+  def _has_quantized(self) -> bool:
+    return bool(self.variables.get(QUANTIZED))
+
+  def _variables_of(self, group: str) -> dict[str, Any]:
+    return {name: tree[group] for name, tree in self.variables.items() if group in tree}
+
+
+def variables(params: Parameters | Adapted) -> dict[str, Any]:
+  """Returns what `LanguageModel.apply` takes."""
+  if not isinstance(params, Adapted):
+    return {"params": params}
+  return {"params": params.params, QUANTIZED: params.quantized, ADAPTERS: params.lora}
 
 
 def inference_config(config: ModelConfig) -> ModelConfig:
@@ -115,6 +130,11 @@ def single_documents(tokens: Int[Array, "B T"]) -> Context:
 def init_params(config: ModelConfig, key: Key[Array, ""]) -> Parameters:
   """Returns fresh float32 parameters."""
   return nn.meta.unbox(_init_boxed(config, key))
+
+
+def parameter_shapes(config: ModelConfig) -> Parameters:
+  """Returns the shapes of `init_params`; allocates nothing."""
+  return jax.eval_shape(lambda: init_params(config, jax.random.key(0)))
 
 
 def parameter_axes(config: ModelConfig) -> Any:

@@ -13,7 +13,7 @@ from flax import linen as nn
 from jaxtyping import Array, Float, Key
 
 from ultrathink_jax.config import ModelConfig
-from ultrathink_jax.layers.linear import PROJECTED
+from ultrathink_jax.layers.linear import ADAPTERS, DEQUANTIZED, PROJECTED, QUANTIZED
 from ultrathink_jax.layers.mamba import SCAN_LOSS
 from ultrathink_jax.layers.router import ROW_LOSSES
 from ultrathink_jax.models.layer import LAYER_OUTPUT, Period, groups
@@ -28,6 +28,7 @@ from ultrathink_jax.types import Context
 _policies = jax.checkpoint_policies
 # What the backward pass finds of a period's forward pass beside its input; the rest it computes again.
 REMAT: dict[str, Callable[..., Any] | None] = {
+  "none": _policies.save_anything_except_these_names(DEQUANTIZED),
   "full": None,
   "named": _policies.save_only_these_names(LAYER_OUTPUT),
   "dots": _policies.save_only_these_names(LAYER_OUTPUT, PROJECTED),
@@ -41,12 +42,15 @@ REMAT: dict[str, Callable[..., Any] | None] = {
 
 
 def scanned(group: Group, config: ModelConfig, is_recomputed: bool, name: str) -> nn.Module:
-  """Returns the module (x, caches, context) -> (x, (caches, aux, taps)) of a group, one period after another."""
+  """Returns the module (x, caches, context) -> (x, (caches, aux, taps)) of a group, one period after another.
+
+  `is_recomputed` says whether there is a backward pass that the remat policy is for.
+  """
   period = nn.remat(Period, prevent_cse=False, policy=REMAT[config.remat]) if is_recomputed else Period
   stack = nn.scan(
     period,
-    variable_axes={"params": 0},
-    split_rngs={"params": True, "router": True},
+    variable_axes={"params": 0, ADAPTERS: 0, QUANTIZED: 0},
+    split_rngs={"params": True, "router": True, ADAPTERS: True},
     in_axes=(0, nn.broadcast),
     length=group.repeats,
     unroll=min(group.repeats, config.unroll or scan_unroll(group.repeats)),
@@ -98,7 +102,7 @@ def gathered_ahead(
   key: Key[Array, ""] | None,
 ) -> tuple[Float[Array, "B T D"], dict[str, Any]]:
   """Returns x after the group whose stacked parameters are `params`, and the aux values, as a scan gives them."""
-  period = Period(group.letters, config)
+  period, run_period = Period(group.letters, config), _period(group, config)
   boxed = jax.eval_shape(
     lambda: period.init({"params": jax.random.key(0), "router": jax.random.key(0)}, x, None, context)
   )
@@ -117,9 +121,9 @@ def gathered_ahead(
     stacked = jax.tree.map(lambda names: ("layers", *names), axes, is_leaf=lambda leaf: isinstance(leaf, tuple))
     return constrain_tree(gradients, stacked, is_over_fsdp=True)
 
-  run_period = _period(group, config)
+  run = lambda weights, *rest: run_period({"params": weights}, *rest)
   keys = jax.random.split(jax.random.key(0) if key is None else key, group.repeats)
-  return scan_gathering_ahead(run_period, gather, scatter, settle, params, x, keys, context)
+  return scan_gathering_ahead(run, gather, scatter, settle, params, x, keys, context)
 
 
 def pipelined(
@@ -130,7 +134,7 @@ def pipelined(
   context: Context,
   key: Key[Array, ""] | None,
 ) -> tuple[Float[Array, "B T D"], list[dict[str, Any]]]:
-  """Returns x after the groups whose parameters are `rounds`, and the aux values of each, as a scan gives them.
+  """Returns x after the groups whose variables are `rounds`, and the aux values of each, as a scan gives them.
 
   Noise on routers is drawn for each micro-batch by itself.
   """
@@ -139,16 +143,16 @@ def pipelined(
   noise = context.router_noise
   run_period = _period(group, config)
 
-  def stage(params: Any, x: Array, rows: Context, key: Key[Array, ""]) -> tuple[Array, Any]:
-    num_periods = jax.tree.leaves(params)[0].shape[0]
+  def stage(variables: Any, x: Array, rows: Context, key: Key[Array, ""]) -> tuple[Array, Any]:
+    num_periods = jax.tree.leaves(variables)[0].shape[0]
     keys, rows = jax.random.split(key, num_periods), rows._replace(router_noise=noise)
-    return jax.lax.scan(lambda x, each: run_period(each[0], x, each[1], rows), x, (params, keys))
+    return jax.lax.scan(lambda x, each: run_period(each[0], x, each[1], rows), x, (variables, keys))
 
   if len(rounds) > 1 and micro_batches < axis_size("pipe"):  # stage 0 would wait for the last one: no round saves time
     aux = []
-    for number, params in enumerate(rounds):
+    for number, variables in enumerate(rounds):
       one_key = None if key is None else jax.random.fold_in(key, number)
-      x, one = pipelined(group, config, [params], x, context, one_key)
+      x, one = pipelined(group, config, [variables], x, context, one_key)
       aux += one
     return x, aux
   rows = context._replace(router_noise=None)
@@ -157,12 +161,12 @@ def pipelined(
 
 
 def _period(group: Group, config: ModelConfig) -> Callable[[Any, Array, Key[Array, ""], Context], tuple[Array, Any]]:
-  """Returns (parameters of a period, x, key of its noise, context) -> (x, aux), recomputed as the remat policy says."""
+  """Returns (variables of a period, x, key of its noise, context) -> (x, aux), recomputed as the remat policy says."""
   period = Period(group.letters, config)
 
-  def run(params: Any, x: Array, key: Key[Array, ""], context: Context) -> tuple[Array, Any]:
+  def run(variables: Any, x: Array, key: Key[Array, ""], context: Context) -> tuple[Array, Any]:
     rngs = {} if context.router_noise is None else {"router": key}
-    x, (_, aux, _) = period.apply({"params": params}, x, None, context, rngs=rngs)
+    x, (_, aux, _) = period.apply(variables, x, None, context, rngs=rngs)
     return x, aux
 
   return run if config.remat == "none" else jax.checkpoint(run, prevent_cse=False, policy=REMAT[config.remat])

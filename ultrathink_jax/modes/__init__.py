@@ -2,9 +2,10 @@
 
 from ultrathink_jax.modes.looking import data, describe, diagnose, plan, tokenizer
 from ultrathink_jax.modes.training import Invocation, train
-from ultrathink_jax.modes.using import evaluate, export_model, generate, import_model
+from ultrathink_jax.modes.using import Export, evaluate, export_model, generate, import_model
 
 __all__ = [
+  "Export",
   "Invocation",
   "data",
   "describe",

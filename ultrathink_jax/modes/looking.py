@@ -11,10 +11,11 @@ from ultrathink_jax.diagnosis import diagnose as diagnosing
 from ultrathink_jax.diagnosis import format_diagnosis
 from ultrathink_jax.errors import ConfigError, NumericsError
 from ultrathink_jax.logs import log
-from ultrathink_jax.modes.shared import find_recipe, write
+from ultrathink_jax.modes.shared import write
 from ultrathink_jax.optimizers.schedules import resolve_steps
 from ultrathink_jax.parallel.processes import is_first
 from ultrathink_jax.plan import planning
+from ultrathink_jax.recipes import find_recipe
 from ultrathink_jax.report import data_page
 from ultrathink_jax.report.data import inspect
 from ultrathink_jax.report.data_text import format_inspection, marks_for

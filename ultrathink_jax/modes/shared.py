@@ -1,6 +1,6 @@
-"""What several modes need of a run: its recipe, its data, its evaluation, its files."""
+"""What several modes need of a run: its data, its evaluation, its files."""
 
-import difflib
+import dataclasses
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,23 +16,40 @@ from ultrathink_jax.data.prepare import PreparedData
 from ultrathink_jax.errors import ConfigError
 from ultrathink_jax.evaluate import perplexity
 from ultrathink_jax.evaluate.perplexity import Evaluation
+from ultrathink_jax.interop.bases import Base, tokenizer_directory
 from ultrathink_jax.logs import log
 from ultrathink_jax.parallel.placement import place, rows_here
 from ultrathink_jax.parallel.processes import barrier, is_first
-from ultrathink_jax.recipes import RECIPES
 from ultrathink_jax.redaction import redact
-from ultrathink_jax.types import Parameters, Recipe
+from ultrathink_jax.types import Parameters
 from ultrathink_jax.workdir import write_json
 
 
-def find_recipe(config: Config) -> Recipe:
-  """Returns the recipe of a run. Raises ConfigError."""
-  if config.recipe not in RECIPES:
-    near = difflib.get_close_matches(config.recipe, RECIPES, 1)
-    raise ConfigError(
-      f"recipe={config.recipe!r} is not one of {', '.join(RECIPES)}" + (f"; {near[0]}?" if near else "")
-    )
-  return RECIPES[config.recipe](config)
+def find_base(config: Config) -> Base | None:
+  """Returns the model that a run begins with as a whole: an adapted run's base, or a saved directory; else None.
+
+  Raises ConfigError and CheckpointError.
+  """
+  path = config.checkpoint.init_from
+  if not config.is_adapted:  # a workdir gives what fits of it: see train/initializing.py
+    is_saved = path and (Path(path) / "config.json").is_file() and not (Path(path) / "checkpoints").is_dir()
+    return Base(path, config.model) if is_saved else None
+  if not path:
+    what = f"lora.rank={config.lora.rank}" if config.lora.rank else f"train.trainable={config.train.trainable}"
+    raise ConfigError(f"{what} adapts a base, and checkpoint.init_from is empty; name a workdir or a model's directory")
+  return Base(path, config.model)
+
+
+def with_tokenizer(config: Config) -> Config:
+  """Returns the config with the tokenizer of what the run begins with, where it names none: others mean nothing."""
+  path = config.checkpoint.init_from
+  if not path or config.data.tokenizer != "auto":
+    return config
+  base = find_base(config)
+  directory = tokenizer_directory(Path(path)) if base is None else base.tokenizer_directory
+  if not directory.is_dir():
+    return config
+  return dataclasses.replace(config, data=dataclasses.replace(config.data, tokenizer=str(directory)))
 
 
 def prepare(config: Config, workdir: Path) -> PreparedData:

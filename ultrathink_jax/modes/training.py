@@ -18,11 +18,13 @@ from ultrathink_jax.evaluate.perplexity import Evaluation
 from ultrathink_jax.interruption import Interruption
 from ultrathink_jax.locking import workdir_lock
 from ultrathink_jax.logs import log
-from ultrathink_jax.modes.shared import find_recipe, format_result, make_evaluation, prepare, write
+from ultrathink_jax.lora import coverage
+from ultrathink_jax.modes.shared import find_base, format_result, make_evaluation, prepare, with_tokenizer, write
 from ultrathink_jax.optimizers.schedules import format_length, resolve_steps
 from ultrathink_jax.parallel.devices import Devices, describe_devices, peak_memory_bytes
 from ultrathink_jax.parallel.placement import gather
 from ultrathink_jax.parallel.processes import agreed, is_first, num_processes, said_by_first
+from ultrathink_jax.recipes import find_recipe
 from ultrathink_jax.report import html
 from ultrathink_jax.report.facts import data_facts, gzip_bits_per_byte, headline, run_facts
 from ultrathink_jax.testing import faults
@@ -64,6 +66,7 @@ def train(config: Config, workdir: Path, invocation: Invocation) -> None:
   Where a device runs out of memory, the run goes on once with smaller micro-batches and more recomputation.
   """
   require_sinks(config.log)
+  config = with_tokenizer(config)
   invocation.interruption.stop_seconds = config.checkpoint.stop_seconds
   hang_seconds = config.train.hang_seconds
   with (
@@ -103,20 +106,24 @@ class _Run:
     plan = make_plan(config, recipe, devices)
     facts = run_facts(config, workdir, devices, plan, self._invocation.argv)
     log(headline(facts, plan))
+    if config.is_adapted:
+      log("\n".join(f"[lora] {line}" for line in coverage.describe(config)))
     prepared = self._data()
     log(f"[length] {format_length(config.train, config.train.steps, training_loader(config, prepared).rows_per_epoch)}")
     facts["data"] = data_facts(prepared)
-    evaluation = make_evaluation(config, prepared, plan.mesh)
+    evaluation, base = make_evaluation(config, prepared, plan.mesh), find_base(config)
     write(workdir / "run.json", read_json(workdir / "run.json") | facts)
     around = Surroundings(
       workdir,
       partial(recipe.source, prepared),
-      {"seed": config.train.seed, "data_fingerprint": prepared.fingerprint},
+      {"seed": config.train.seed, "data_fingerprint": prepared.fingerprint}
+      | ({} if base is None else {"base": base.fingerprint}),
       lambda params: _as_metrics(evaluation(params, config.evaluate.num_batches)),
       self._supervisor,
       self._faults,
       self._profiler,
       self._goodput,
+      base.load if base is not None else lambda shardings: None,
       self._invocation.allow_fresh_start,
     )
     outcome = loop.train(config, recipe, plan, around)

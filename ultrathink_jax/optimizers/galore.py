@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array
 
-from ultrathink_jax.optimizers.groups import MatrixDims, as_matrices, matrix_dims
+from ultrathink_jax.models.matrices import MatrixDims, as_matrices, matrix_dims
 
 
 class GaloreState(NamedTuple):

@@ -1,7 +1,4 @@
-"""Which rule moves each parameter, how fast, and whether it decays; and what of it is a matrix.
-
-Letters: m rows  n columns.
-"""
+"""Which rule moves each parameter, how fast, and whether it decays."""
 
 import difflib
 import fnmatch
@@ -11,10 +8,10 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import jax
-from jaxtyping import Array, Float
 
 from ultrathink_jax.config import OptimizerConfig
 from ultrathink_jax.errors import ConfigError
+from ultrathink_jax.models.matrices import FACTORS, is_matrix, matrix_dims, path_name
 
 ROUTER_BIAS = "router_bias"  # a leaf of this name follows the load of its layer, not a gradient
 _OF_MATRICES = ("muon", "galore")  # rules for matrices alone; other leaves get AdamW's
@@ -32,14 +29,6 @@ class Group(NamedTuple):
   rule: str
   rate: float
   is_decayed: bool
-
-
-class MatrixDims(NamedTuple):
-  """The dims of a leaf as a stack of matrices: how many count the matrices, then the rows, then the columns."""
-
-  stack: int
-  rows: int
-  columns: int
 
 
 def groups(config: OptimizerConfig, params: Any) -> dict[str, Group]:
@@ -113,44 +102,15 @@ def _parts(names: list[str]) -> set[str]:
   return {part for name in names for part in name.split("/")} | {name.partition("/")[2] for name in names} - {""}
 
 
-def path_name(path: tuple[Any, ...]) -> str:
-  """Returns the path of a leaf as names with slashes between them."""
-  return jax.tree_util.keystr(path, simple=True, separator="/")
-
-
 def is_router_bias(path: tuple[Any, ...]) -> bool:
   return path[-1].key == ROUTER_BIAS
 
 
 def is_decayed(path: tuple[Any, ...]) -> bool:
-  """Returns True for weight matrices: leaves named "kernel" outside convolutions."""
-  return path[-1].key == "kernel" and not path[-2].key.startswith("conv_")
+  """Returns True for weight matrices: kernels outside convolutions, and the two factors of an adapter."""
+  return is_matrix(path) or path[-1].key in FACTORS
 
 
 def decay_mask(params: Any) -> Any:
   """Returns `is_decayed` of every leaf."""
   return jax.tree_util.tree_map_with_path(lambda path, _: is_decayed(path), params)
-
-
-def matrix_dims(path: tuple[Any, ...], leaf: Any) -> MatrixDims | None:
-  """Returns how a leaf is a stack of matrices, or None: a vector, a convolution, or a row for every token.
-
-  Kernels of a group are stacked over its repeats, and those of expert banks over experts too. A projection named "out"
-  contracts all dims but the last, every other one the first.
-  """
-  names = [key.key for key in path]
-  if not is_decayed(path) or names[-2] == "unembedding":
-    return None
-  stack = int(names[0].startswith("group_"))
-  if len(names) > 2 and names[1].startswith("moe_") and leaf.ndim - stack == 3:
-    stack += 1
-  dims = leaf.ndim - stack
-  if dims < 2:
-    return None
-  return MatrixDims(stack, dims - 1, 1) if names[-2] == "out" else MatrixDims(stack, 1, dims - 1)
-
-
-def as_matrices(leaf: Array, dims: MatrixDims) -> Float[Array, "*stack m n"]:
-  """Returns the leaf with all dims of its rows, and all of its columns, as one."""
-  stack, rows = leaf.shape[: dims.stack], leaf.shape[dims.stack : dims.stack + dims.rows]
-  return leaf.reshape(*stack, math.prod(rows), -1)

@@ -17,7 +17,7 @@ import optax
 from jaxtyping import Array
 from optax.contrib import MuonDimensionNumbers, MuonState, scale_by_muon
 
-from ultrathink_jax.optimizers.groups import as_matrices, matrix_dims
+from ultrathink_jax.models.matrices import as_matrices, matrix_dims
 
 _COEFFICIENTS = (3.4445, -4.7750, 2.0315)  # of the quintic Newton-Schulz iteration
 _RMS = 0.2

@@ -10,9 +10,10 @@ from optax.contrib import schedule_free
 
 from ultrathink_jax.config import OptimizerConfig
 from ultrathink_jax.errors import ConfigError
+from ultrathink_jax.models.matrices import path_name
 from ultrathink_jax.optimizers.averaging import with_average
 from ultrathink_jax.optimizers.galore import scale_by_galore
-from ultrathink_jax.optimizers.groups import decay_mask, is_router_bias, path_name, rate_factors
+from ultrathink_jax.optimizers.groups import decay_mask, is_router_bias, rate_factors
 from ultrathink_jax.optimizers.muon import scale_by_muon_and_adam
 from ultrathink_jax.optimizers.sophia import scale_by_sophia
 

@@ -92,15 +92,15 @@ def optimizer_shardings(
   """
   return optax.tree_utils.tree_map_params(
     optimizer,
-    lambda leaf, sharding: _fitted(sharding, leaf.shape),
+    lambda leaf, sharding: fitted(sharding, leaf.shape),
     opt_state,
     param_shardings,
     transform_non_params=lambda _: NamedSharding(mesh, PartitionSpec()),
   )
 
 
-def _fitted(sharding: NamedSharding, shape: tuple[int, ...]) -> NamedSharding:
-  """Returns `sharding` where it divides `shape`."""
+def fitted(sharding: NamedSharding, shape: tuple[int, ...]) -> NamedSharding:
+  """Returns `sharding` with those dims of `shape` whole on each device that devices can not share evenly."""
   if len(sharding.spec) != len(shape):
     return NamedSharding(sharding.mesh, PartitionSpec())
   sizes = sharding.mesh.shape

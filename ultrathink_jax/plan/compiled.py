@@ -11,7 +11,7 @@ from ultrathink_jax.parallel.devices import Devices
 from ultrathink_jax.plan.flops import count_flops
 from ultrathink_jax.plan.topology import Topology
 from ultrathink_jax.platform import compiling_for
-from ultrathink_jax.recipes import RECIPES
+from ultrathink_jax.recipes import find_recipe
 from ultrathink_jax.train.checkpoint import shapes_on
 from ultrathink_jax.train.plan import Plan, make_plan, step_function
 from ultrathink_jax.train.program import Memory, batch_shapes, compile_program
@@ -39,7 +39,7 @@ class Compiled:
 
 def lay_out(config: Config, topology: Topology, devices: list[Any]) -> tuple[Recipe, Plan]:
   """Returns the plan that training would make on `devices`, whatever it needs. Raises ConfigError if there is none."""
-  recipe = RECIPES[config.recipe](config)
+  recipe = find_recipe(config)
   endless = Devices(topology.chip.platform, topology.kind, len(devices), sys.maxsize)
   with compiling_for(target(topology)):
     return recipe, make_plan(config, recipe, endless, devices)
@@ -71,9 +71,8 @@ def compile_train_step(config: Config, topology: Topology, devices: list[Any]) -
 def count_step_flops(config: Config, topology: Topology, plan: Plan) -> int:
   """Returns the FLOPs of the traced train step's matrix products over all devices, recomputation included."""
   config = for_target(config, topology)
-  recipe = RECIPES[config.recipe](config)
-  frozen = jax.eval_shape(recipe.init, jax.random.key(0))[1]
-  state = shapes_on(plan.shapes, plan.shardings)
+  recipe = find_recipe(config)
+  state, frozen = shapes_on(plan.shapes, plan.shardings), shapes_on(plan.frozen, plan.frozen_shardings)
   with compiling_for(target(topology)), jax.set_mesh(plan.mesh):
     step = step_function(config, recipe, plan)
     return count_flops(jax.make_jaxpr(step)(state, frozen, batch_shapes(config, plan)))

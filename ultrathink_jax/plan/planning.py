@@ -9,7 +9,6 @@ from ultrathink_jax.plan import search, table
 from ultrathink_jax.plan.compiled import compile_train_step
 from ultrathink_jax.plan.report import make_report
 from ultrathink_jax.plan.topology import Topology, make_devices, parse, prepare
-from ultrathink_jax.recipes import RECIPES
 
 _SHOWN = 12  # estimates
 
@@ -25,8 +24,8 @@ class Request(NamedTuple):
 
 def make_plan(config: Config, request: Request, log: Callable[[str], None]) -> tuple[dict[str, Any], str]:
   """Returns the contents of plan.json and the text for people. Raises ConfigError where there can be no plan."""
-  if config.recipe not in RECIPES:
-    raise ConfigError(f"recipe={config.recipe!r} is not one of {', '.join(RECIPES)}")
+  if request.is_search and config.is_adapted:
+    raise ConfigError("--search plans full training alone; give a mesh for a run with lora.rank or train.trainable")
   topology = parse(request.topology, config.mesh.slices)
   prepare(topology)
   devices = make_devices(topology)

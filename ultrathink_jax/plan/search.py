@@ -24,7 +24,7 @@ from ultrathink_jax.plan.compiled import target
 from ultrathink_jax.plan.flops import count_flops
 from ultrathink_jax.plan.topology import Topology, axis_links
 from ultrathink_jax.platform import compiling_for
-from ultrathink_jax.recipes import RECIPES
+from ultrathink_jax.recipes import find_recipe
 from ultrathink_jax.train.preflight import memory_need
 from ultrathink_jax.train.state import make_init, state_shardings
 from ultrathink_jax.types import Batch, Context, Recipe, TrainState
@@ -53,7 +53,7 @@ class _Cost:
 
 def candidates(config: Config, topology: Topology, devices: list[Any]) -> list[Candidate]:
   """Returns every way to run `config` on `devices`, those that fit by the estimate first, fastest first."""
-  recipe = RECIPES[config.recipe](config)
+  recipe = find_recipe(config)
   with compiling_for(target(topology)):
     costs = {remat: _cost(config, remat) for remat in REMAT}
   leaves = _leaves(recipe, config)
@@ -120,7 +120,7 @@ def _cost(config: Config, remat: str) -> _Cost:
     train=dataclasses.replace(config.train, batch_size=1, accumulation_steps=1),
     model=dataclasses.replace(config.model, remat=remat),
   )  # fmt: skip
-  recipe = RECIPES[alone.recipe](alone)
+  recipe = find_recipe(alone)
   mesh = make_mesh(alone, jax.devices("cpu")[:1])
   state, shardings = _state(recipe, alone, mesh)
   shape = 1, alone.train.sequence_length

@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import Any
 
+import jax
 import numpy as np
 from jaxtyping import Array, Float, Int, Key
 
@@ -11,28 +12,31 @@ from ultrathink_jax.config import Config
 from ultrathink_jax.data.loader import training_loader
 from ultrathink_jax.data.prepare import PreparedData
 from ultrathink_jax.errors import DataError
+from ultrathink_jax.layers.linear import ADAPTERS
 from ultrathink_jax.layers.router import noise_deviation
 from ultrathink_jax.losses.language_modeling import language_modeling_loss, loss_weights, sampled_loss
-from ultrathink_jax.models.language_model import LanguageModel, init_params, parameter_axes
+from ultrathink_jax.models.language_model import LanguageModel, init_params, parameter_axes, variables
 from ultrathink_jax.models.layer import layer_paths
 from ultrathink_jax.types import Batch, LossInfo, Parameters, Recipe, TrainState
 
 
 def make_pretrain(config: Config) -> Recipe:
-  """Returns the recipe; it freezes nothing."""
+  """Returns the recipe; it freezes nothing by itself."""
   model = LanguageModel(config.model)
 
   def loss(
     params: Parameters, frozen: None, batch: Batch, step: Int[Array, ""], key: Key[Array, ""]
   ) -> tuple[Float[Array, ""], LossInfo]:
     context, first = batch.context, config.model.router_noise
+    rngs = {ADAPTERS: jax.random.fold_in(key, 1)} if config.lora.dropout else {}
     if first:
       context = context._replace(router_noise=noise_deviation(first, config.model.router_noise_steps, step))
-    output = model.apply({"params": params}, batch.tokens, context, rngs={"router": key} if first else {})
+      rngs["router"] = key
+    output = model.apply(variables(params), batch.tokens, context, rngs=rngs)
     return language_modeling_loss(output, batch, config.loss)
 
   return Recipe(
-    init=lambda key: (init_params(config.model, key), None),
+    init=lambda key, base=None: (init_params(config.model, key) if base is None else base, None),
     axes=parameter_axes(config.model),
     loss=loss,
     source=partial(_Source, config),
@@ -48,7 +52,7 @@ def _make_sampled_loss(config: Config) -> Callable[..., tuple[Float[Array, ""], 
   def loss(
     params: Parameters, frozen: None, batch: Batch, step: Int[Array, ""], key: Key[Array, ""]
   ) -> tuple[Float[Array, ""], LossInfo]:
-    return sampled_loss(model.apply({"params": params}, batch.tokens, batch.context), batch, key)
+    return sampled_loss(model.apply(variables(params), batch.tokens, batch.context), batch, key)
 
   return loss
 

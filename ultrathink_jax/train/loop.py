@@ -16,6 +16,7 @@ from ultrathink_jax.optimizers.averaging import averaged
 from ultrathink_jax.parallel.placement import place, rows_here
 from ultrathink_jax.testing.faults import Faults
 from ultrathink_jax.train.advice import Advisor
+from ultrathink_jax.train.beginning import LoadBase, make_beginning
 from ultrathink_jax.train.checkpoint import Checkpoints, shapes_on
 from ultrathink_jax.train.failure import find_failure
 from ultrathink_jax.train.goodput import Goodput
@@ -24,7 +25,6 @@ from ultrathink_jax.train.plan import Plan, compile_step
 from ultrathink_jax.train.profiling import Profiler
 from ultrathink_jax.train.reporting import Reporter
 from ultrathink_jax.train.restoring import restore_or_begin
-from ultrathink_jax.train.state import make_init
 from ultrathink_jax.train.supervisor import Supervisor
 from ultrathink_jax.types import Parameters, Recipe, Source
 
@@ -41,6 +41,7 @@ class Surroundings(NamedTuple):
     faults: what is made to fail.
     profiler: which steps are traced.
     goodput: keeps the account of the time.
+    load_base: reads the base that an adapted run freezes.
     allow_fresh_start: whether to begin anew where every checkpoint is damaged.
   """
 
@@ -52,6 +53,7 @@ class Surroundings(NamedTuple):
   faults: Faults
   profiler: Profiler
   goodput: Goodput
+  load_base: LoadBase
   allow_fresh_start: bool = False
 
 
@@ -89,10 +91,7 @@ class _Session:
   def __init__(self, config: Config, recipe: Recipe, plan: Plan, around: Surroundings, checkpoints: Checkpoints):
     self._config, self._recipe, self._plan, self._around = config, recipe, plan, around
     self._checkpoints = checkpoints
-    self._init = make_init(config, recipe, plan.optimizer)
-    _, self._frozen = jax.eval_shape(self._init)
-    if jax.tree.leaves(self._frozen):
-      self._frozen = jax.jit(lambda: self._init()[1])()
+    self._first_state, self._frozen = make_beginning(config, recipe, plan, around.load_base)
     self._restore_or_begin()
     self.start = self._saved = self._done
     self._failed_at = self._rollbacks = 0
@@ -101,7 +100,7 @@ class _Session:
   def _restore_or_begin(self, before: int | None = None) -> None:
     around = self._around
     self._state, self._done, self._progress = restore_or_begin(
-      self._config, self._plan, self._init, self._checkpoints, around.identity, around.allow_fresh_start, before
+      self._plan, self._first_state, self._checkpoints, around.identity, around.allow_fresh_start, before
     )
     self._is_skipping = False
 
@@ -123,10 +122,10 @@ class _Session:
       train_seconds = time.monotonic() - begun
       self._around.profiler.close()
     best_step = self._progress.best_step if self._progress.has_ended else None
-    params = self._params()
+    params = self._weights()
     if best_step is not None:
       like = shapes_on(self._plan.shapes.params, self._plan.shardings.params)
-      params = self._checkpoints.restore_params(best_step, like)
+      params = self._recipe.weights(self._checkpoints.restore_params(best_step, like), self._frozen)
     return Outcome(params, self.start, self._done, best_step, compile_seconds, train_seconds)
 
   def _is_over(self) -> bool:
@@ -218,7 +217,7 @@ class _Session:
     """Returns the value that the best checkpoint is chosen by, where one is."""
     config = self._config.evaluate
     with self._around.goodput.spent("evaluation"), self._around.supervisor.phase("evaluate", "raise"):
-      values = self._around.evaluate(self._params())
+      values = self._around.evaluate(self._weights())
     self._writer.evaluation(self._done, values)
     self._reporter.restart_clock(self._done)
     self._progress = self._progress._replace(evaluated=self._done)
@@ -240,10 +239,10 @@ class _Session:
     is_best = value is not None and self._progress.best_step == self._done
     return is_best and self._config.checkpoint.keep_best > 0 and self._done > self._saved
 
-  def _params(self) -> Parameters:
-    """Returns the parameters to evaluate: the averaged ones, where there are any."""
+  def _weights(self) -> Parameters:
+    """Returns what the model to evaluate reads: the averaged parameters, where there are any."""
     average = averaged(self._state.opt_state, self._state.params) if self._config.evaluate.averaged else None
-    return self._state.params if average is None else average
+    return self._recipe.weights(self._state.params if average is None else average, self._frozen)
 
   def _save(self, value: float | None = None) -> None:
     around = self._around

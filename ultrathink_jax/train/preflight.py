@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from ultrathink_jax.config import Config, ModelConfig
 from ultrathink_jax.errors import ConfigError
 from ultrathink_jax.kernels.cross_entropy_chunked import chunk_length
-from ultrathink_jax.models.language_model import LanguageModel, init_params
+from ultrathink_jax.models.language_model import LanguageModel, parameter_shapes
 from ultrathink_jax.models.layer import groups
 from ultrathink_jax.parallel.devices import Devices
 from ultrathink_jax.parallel.mesh import batch_ways
@@ -25,21 +25,26 @@ class MemoryNeed:
   """Bytes on one device at the peak of a train step."""
 
   parameters: int
+  frozen: int
   optimizer: int
   gradients: int
   activations: int
 
   @property
   def state(self) -> int:
-    return self.parameters + self.optimizer + self.gradients
+    return self.parameters + self.frozen + self.optimizer + self.gradients
 
   @property
   def total(self) -> int:
     return self.state + self.activations
 
 
-def memory_need(config: Config, recipe: Recipe, state: TrainState, shardings: TrainState) -> MemoryNeed:
+def memory_need(
+  config: Config, recipe: Recipe, state: TrainState, shardings: TrainState, frozen: Any = None
+) -> MemoryNeed:
   """Returns what a train step needs on each device, for the shapes `state` laid out by `shardings`.
+
+  `frozen` are the shapes of what the recipe freezes, with their layout.
 
   Activations are the residuals that the traced backward pass keeps, what it recomputes inside the largest period, and
   the logits of one chunk of the loss; a device has its share of the length and of the stages. Sharding over the tensor
@@ -52,34 +57,36 @@ def memory_need(config: Config, recipe: Recipe, state: TrainState, shardings: Tr
   rows = max(1, config.train.micro_batch_size // batch_ways(shardings.step.mesh.shape))
   return MemoryNeed(
     parameters,
+    _bytes_on_device(frozen, jax.tree.map(lambda leaf: leaf.sharding, frozen)),
     0 if config.optimizer.offload else moments,
     gradients * (2 if accumulation > 1 else 1),
-    _activation_bytes(config, recipe, state.params, rows, shardings.step.mesh.shape),
+    _activation_bytes(config, recipe, (state.params, frozen), rows, shardings.step.mesh.shape),
   )
 
 
 def require_fit(
-  config: Config, recipe: Recipe, state: TrainState, shardings: TrainState, devices: Devices
+  config: Config, recipe: Recipe, state: TrainState, shardings: TrainState, devices: Devices, frozen: Any = None
 ) -> MemoryNeed:
   """Returns the need of a run that fits.
 
   Raises:
     ConfigError: it does not; the line tells need, have, and the change that would make it fit.
   """
-  need = memory_need(config, recipe, state, shardings)
+  need = memory_need(config, recipe, state, shardings, frozen)
   have = int(devices.memory_bytes * USABLE)
   if need.total <= have:
     return need
-  advice = _what_fits(config, recipe, state, need, have, shardings)
+  advice = _what_fits(config, recipe, (state.params, frozen), need, have, shardings)
+  frozen_part = f"frozen {gib(need.frozen)}, " if need.frozen else ""
   raise ConfigError(
-    f"a train step needs {gib(need.total)} per device (parameters {gib(need.parameters)}, optimizer "
+    f"a train step needs {gib(need.total)} per device (parameters {gib(need.parameters)}, {frozen_part}optimizer "
     f"{gib(need.optimizer)}, gradients {gib(need.gradients)}, activations {gib(need.activations)}) and "
     f"{devices.count} x {devices.kind} can give {gib(have)}; {advice}"
   )
 
 
 def _what_fits(
-  config: Config, recipe: Recipe, state: TrainState, need: MemoryNeed, have: int, shardings: TrainState
+  config: Config, recipe: Recipe, weights: tuple[Any, Any], need: MemoryNeed, have: int, shardings: TrainState
 ) -> str:
   """Returns the smallest change that makes the run fit: more accumulation, then remat, then devices."""
   axes = shardings.step.mesh.shape
@@ -87,13 +94,13 @@ def _what_fits(
   batch_size = config.train.batch_size
   recomputing = dataclasses.replace(config, model=dataclasses.replace(config.model, remat="full"))
   for changed, flag in ((config, ""), (recomputing, " --config.model.remat=full")):
-    one_row = _activation_bytes(changed, recipe, state.params, 1, axes)
-    rows = (have - need.optimizer - 3 * need.parameters) // one_row
+    one_row = _activation_bytes(changed, recipe, weights, 1, axes)
+    rows = (have - need.frozen - need.optimizer - 3 * need.parameters) // one_row
     steps = [k for k in range(1, batch_size + 1) if batch_size % (k * ways) == 0]
     steps = [k for k in steps if batch_size // (k * ways) <= rows]
     if steps:
       return f"--config.train.accumulation_steps={steps[0]}{flag} would fit, at the same batch"
-  largest = have / need.state * sum(leaf.size for leaf in jax.tree.leaves(state.params))
+  largest = have / need.state * sum(leaf.size for leaf in jax.tree.leaves(weights))
   alone = f"this memory holds the train state of a model of about {_short(largest)} parameters"
   if one_row >= have:
     return f"{alone}, and one sequence of this one takes {gib(one_row)}: shorten train.sequence_length"
@@ -103,14 +110,16 @@ def _what_fits(
   )
 
 
-def _activation_bytes(config: Config, recipe: Recipe, params: Any, rows: int, axes: Mapping[str, int]) -> int:
+def _activation_bytes(
+  config: Config, recipe: Recipe, weights: tuple[Any, Any], rows: int, axes: Mapping[str, int]
+) -> int:
   if config.model.remat == "offload":  # on the device remains what full keeps
     config = dataclasses.replace(config, model=dataclasses.replace(config.model, remat="full"))
   length = config.train.sequence_length
   shape = jax.ShapeDtypeStruct((rows, length), jnp.int32)
   batch = Batch(shape, shape, jax.ShapeDtypeStruct((rows, length), jnp.float32), Context(shape, shape))
   step, key = jax.ShapeDtypeStruct((), jnp.int32), jax.eval_shape(lambda: jax.random.key(0))
-  kept = _residual_bytes(lambda p, b, s, k: recipe.loss(p, None, b, s, k)[0], params, batch, step, key)
+  kept = _residual_bytes(lambda *inputs: recipe.loss(*inputs)[0], *weights, batch, step, key)
   kept //= axes["pipe"]
   if config.model.remat != "none":
     kept += max(_period_bytes(config.model, group.letters, batch) for group in groups(config.model))
@@ -121,16 +130,16 @@ def _activation_bytes(config: Config, recipe: Recipe, params: Any, rows: int, ax
 def _period_bytes(model: ModelConfig, letters: str, batch: Batch) -> int:
   """Returns what the backward pass through one period keeps."""
   period = dataclasses.replace(model, layers=letters, remat="none")
-  params = jax.eval_shape(lambda: init_params(period, jax.random.key(0)))
-  forward = lambda p, b: LanguageModel(period).apply({"params": p}, b.tokens, b.context).hidden
-  return _residual_bytes(forward, params, batch)
+  params = parameter_shapes(period)
+  forward = lambda p, _, b: LanguageModel(period).apply({"params": p}, b.tokens, b.context).hidden
+  return _residual_bytes(forward, params, None, batch)
 
 
-def _residual_bytes(function: Any, params: Any, *inputs: Any) -> int:
-  """Returns the bytes of the residuals that the backward pass of `function` keeps beside `params` itself."""
-  residuals = jax.eval_shape(lambda p, *rest: jax.vjp(lambda q: function(q, *rest), p)[1], params, *inputs)
+def _residual_bytes(function: Any, params: Any, frozen: Any, *inputs: Any) -> int:
+  """Returns the bytes of the residuals that the backward pass of `function` keeps beside the weights themselves."""
+  residuals = jax.eval_shape(lambda p, *rest: jax.vjp(lambda q: function(q, *rest), p)[1], params, frozen, *inputs)
   kept = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(residuals))
-  return max(0, kept - sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(params)))
+  return max(0, kept - sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves((params, frozen))))
 
 
 def _bytes_on_device(tree: Any, shardings: Any) -> int:

@@ -25,6 +25,7 @@ class Memory:
   """
 
   parameters: int
+  frozen: int
   optimizer: int
   arguments: int
   outputs: int
@@ -63,8 +64,7 @@ def batch_shapes(config: Config, plan: Plan) -> Batch:
 
 def compile_program(config: Config, recipe: Recipe, plan: Plan) -> Program:
   """Returns the train step that `plan` would run."""
-  state = shapes_on(plan.shapes, plan.shardings)
-  frozen = jax.eval_shape(recipe.init, jax.random.key(0))[1]
+  state, frozen = shapes_on(plan.shapes, plan.shardings), shapes_on(plan.frozen, plan.frozen_shardings)
   begun = time.monotonic()
   try:
     with jax.set_mesh(plan.mesh):
@@ -91,6 +91,7 @@ def _memory(plan: Plan, step: Any) -> Memory:
   )
   return Memory(
     on_device(plan.shapes.params, plan.shardings.params),
+    on_device(plan.frozen, plan.frozen_shardings),
     on_device(plan.shapes.opt_state, plan.shardings.opt_state),
     sizes.argument_size_in_bytes,
     sizes.output_size_in_bytes,

@@ -9,18 +9,18 @@ import optax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from ultrathink_jax.config import Config
-from ultrathink_jax.parallel.sharding import optimizer_shardings, tree_shardings
+from ultrathink_jax.parallel.sharding import fitted, optimizer_shardings, tree_shardings
 from ultrathink_jax.train import guard
 from ultrathink_jax.types import Parameters, Recipe, TrainState
 
 
 def make_init(
   config: Config, recipe: Recipe, optimizer: optax.GradientTransformation
-) -> Callable[[], tuple[TrainState, Any]]:
-  """Returns () -> (first TrainState, frozen)."""
+) -> Callable[..., tuple[TrainState, Any]]:
+  """Returns (parameters of a base, or none) -> (first TrainState, frozen)."""
 
-  def init() -> tuple[TrainState, Any]:
-    params, frozen = recipe.init(jax.random.key(config.train.seed))
+  def init(base: Parameters | None = None) -> tuple[TrainState, Any]:
+    params, frozen = recipe.init(jax.random.key(config.train.seed), base)
     return begin(config, params, optimizer), frozen
 
   return init
@@ -35,12 +35,23 @@ def state_shardings(
   config: Config, mesh: Mesh, recipe: Recipe, optimizer: optax.GradientTransformation, state: TrainState
 ) -> TrainState:
   """Returns the layout of `state` (arrays or shapes): parameters over fsdp by mesh.zero, moments always."""
-  params = tree_shardings(mesh, recipe.axes, is_over_fsdp=config.mesh.zero == 3)
-  opt_state = optimizer_shardings(mesh, optimizer, state.opt_state, tree_shardings(mesh, recipe.axes))
+  lay = lambda **which: jax.tree.map(
+    lambda leaf, sharding: fitted(sharding, leaf.shape), state.params, tree_shardings(mesh, recipe.axes, **which)
+  )
+  params = lay(is_over_fsdp=config.mesh.zero == 3)
+  opt_state = optimizer_shardings(mesh, optimizer, state.opt_state, lay())
   if config.optimizer.offload:
     opt_state = jax.tree.map(lambda sharding: sharding.with_memory_kind("pinned_host"), opt_state)
   everywhere = NamedSharding(mesh, PartitionSpec())
   return TrainState(everywhere, params, opt_state, jax.tree.map(lambda _: everywhere, state.guard))
+
+
+def frozen_shardings(config: Config, mesh: Mesh, recipe: Recipe, frozen: Any) -> Any:
+  """Returns the layout of what is frozen (arrays or shapes): as parameters, where the devices share it evenly."""
+  if recipe.frozen_axes is None:
+    return None
+  shardings = tree_shardings(mesh, recipe.frozen_axes, is_over_fsdp=config.mesh.zero == 3)
+  return jax.tree.map(lambda leaf, sharding: fitted(sharding, leaf.shape), frozen, shardings)
 
 
 def to_device(shardings: Any) -> Callable[[Any], Any]:

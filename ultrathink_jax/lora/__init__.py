@@ -1,0 +1,1 @@
+"""Adapters, and what else of a model is trained while the rest is frozen."""
