@@ -226,6 +226,9 @@ def get_config() -> ConfigDict:
       },
       "loss": {
         "load_balance_weight": 0.01,
+        # layers: of each layer and row, 1 where even; pooled: of all layers together, as transformers has it for
+        # Mixtral, model.experts_per_token where even
+        "load_balance_form": "layers",
         "router_z_weight": 0.001,
         "router_importance_weight": 0.0,
         "router_entropy_weight": 0.0,
@@ -258,6 +261,11 @@ def get_config() -> ConfigDict:
         "best_is": "lowest",  # highest
         "patience": 0,  # evaluations without a better one after which training ends with the best; 0: never
         "min_delta": 0.0,  # what is better at least
+        "documents": 500,  # that mode evaluate compares an adapted model with its base on; 0: all that are held out
+        "samples": 8,  # prompts that both complete
+        "general": "base",  # other documents, to see what is forgotten: those held out from the base's data, or a file
+        "tasks": (),  # of lm-eval-harness, which mode evaluate runs; needs the extra lm_eval
+        "tasks_folder": "",  # where YAML files of tasks of one's own lie
       },
       "checkpoint": {
         "every_steps": 200,

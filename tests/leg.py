@@ -85,6 +85,7 @@ def run(path, data_directory, workdir, steps, flags):
       from_environment(0, workdir),
       Profiler(None, workdir, print),
       Goodput(workdir),
+      lambda shardings: None,
     )
     outcome = train(config, recipe, plan, around)
   said |= {"trained_params": digest(plan.mesh, outcome.params)}

@@ -55,7 +55,7 @@ def test_the_first_pattern_gives_the_rank_and_experts_have_less():
     ({"targets": ("experts",), "dropout": 0.1}, "lora.dropout"),
     ({"targets": ("experts",), "variant": "dora"}, "dora"),
     ({"targets": ("layers.1.*",), "variant": "dora"}, "leave out layers"),
-    ({"rank": 4096}, "lora.rank"),
+    ({"rank": 40, "init": "pissa"}, "singular vectors"),
   ],
 )
 def test_what_cannot_be_is_one_line_with_the_way_out(lora, said):

@@ -31,10 +31,12 @@ def test_ten_minutes_with_a_fault_a_minute_end_in_the_run_that_had_none(tmp_path
   steady = [row["step_seconds"] for row in runs.rows(tmp_path / "probe_run")][2:]
   steps = int(SECONDS / np.median(steady) / 50) * 50
   config = runs.make_config(tmp_path / "text", steps)
-  every = f"--config.checkpoint.every_steps={max(1, steps // 200)}"
-  quiet = [*LARGER, "--config.train.log_every_steps=20", f"--config.evaluate.every_steps={steps // 4}", every]
+  every = max(1, steps // 120)
+  quiet = [*LARGER, "--config.train.log_every_steps=20", f"--config.evaluate.every_steps={steps // 4}"]
+  quiet.append(f"--config.checkpoint.every_steps={every}")
   kinds = ("kill", "sigterm", "nan", "flip", "kill", "disk_full", "sigusr1", "nan", "kill")
-  at = [(number + 1) * steps // 10 for number in range(len(kinds))]
+  # Between two saves, so that no commit is under way when the newest checkpoint is damaged.
+  at = [(number + 1) * steps // 10 // every * every + every // 2 for number in range(len(kinds))]
   faults = ",".join(f"{kind}@{step}" for kind, step in zip(kinds, at, strict=True))
   faults += f",kill@{at[3] + 1}"  # right after the flipped bit, so that the damaged checkpoint is read
   begun = time.monotonic()

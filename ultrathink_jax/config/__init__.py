@@ -83,6 +83,12 @@ class Config:
         "model.gather_ahead=True gathers float weights alone, and lora.rank or train.trainable is set; "
         "set model.gather_ahead=False"
       )
+    if self.loss.load_balance_form == "pooled" and self.model.router == "grouped":
+      raise ConfigError("loss.load_balance_form='pooled' has no meaning for model.router='grouped'; choose 'layers'")
+    if self.lora.dropout and self.mesh.pipe != 1:
+      raise ConfigError(
+        f"lora.dropout={self.lora.dropout} with mesh.pipe={self.mesh.pipe}: stages draw no such numbers; set it to 0.0"
+      )
     if self.lora.base_dtype != "float32" and not self.is_adapted:
       raise ConfigError(
         f"lora.base_dtype={self.lora.base_dtype!r} is of frozen weights, and this run freezes none; set lora.rank or "

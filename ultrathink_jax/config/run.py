@@ -43,6 +43,7 @@ class LossConfig:
   """What each auxiliary loss counts beside the language-modelling loss."""
 
   load_balance_weight: float
+  load_balance_form: str
   router_z_weight: float
   router_importance_weight: float
   router_entropy_weight: float
@@ -52,7 +53,8 @@ class LossConfig:
   prompt_weight: float
 
   def __post_init__(self) -> None:
-    require_at_least("loss", self, 0, *(field.name for field in dataclasses.fields(self)))
+    require_at_least("loss", self, 0, *(field.name for field in dataclasses.fields(self) if field.type is float))
+    require_choice("loss", self, load_balance_form=("layers", "pooled"))
     require_fraction("loss", self, "label_smoothing")
 
 
@@ -102,9 +104,14 @@ class EvaluateConfig:
   best_is: str
   patience: int
   min_delta: float
+  documents: int
+  samples: int
+  general: str
+  tasks: tuple[str, ...]
+  tasks_folder: str
 
   def __post_init__(self) -> None:
-    require_at_least("evaluate", self, 0, "every_steps", "patience", "min_delta")
+    require_at_least("evaluate", self, 0, "every_steps", "patience", "min_delta", "documents", "samples")
     require_choice("evaluate", self, best_is=("lowest", "highest"))
     if self.patience and not self.every_steps:
       raise ConfigError(

@@ -7,8 +7,9 @@ from typing import Any
 import jax
 
 from ultrathink_jax.config import Config, OptimizerConfig
+from ultrathink_jax.lora.coverage import flops_per_token
 from ultrathink_jax.models.components import COMPONENTS, component
-from ultrathink_jax.models.counts import count_model, train_flops_per_token
+from ultrathink_jax.models.counts import count_model
 from ultrathink_jax.models.matrices import path_name
 from ultrathink_jax.optimizers.groups import groups
 from ultrathink_jax.optimizers.schedules import num_warmup_steps
@@ -44,7 +45,7 @@ def step_arithmetic(config: Config, train_tokens: int | None) -> dict[str, Any]:
     "parameters": count.total,
     "active_parameters": count.active,
     "tokens_per_parameter": tokens * train.steps / count.total,
-    "flops_per_token": train_flops_per_token(config.model, count, train.sequence_length),
+    "flops_per_token": flops_per_token(config, count),
     "warmup_steps": warmup,
     "warmup_share": warmup / train.steps,
     "evaluations": math.ceil(train.steps / (config.evaluate.every_steps or train.steps)),

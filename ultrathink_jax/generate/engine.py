@@ -17,10 +17,11 @@ from ultrathink_jax import patterns
 from ultrathink_jax.config import GenerateConfig, ModelConfig
 from ultrathink_jax.data.tokenizer import Tokenizer
 from ultrathink_jax.generate.sampling import Sampling, sample
+from ultrathink_jax.lora.merging import with_merged_banks
 from ultrathink_jax.models.language_model import LanguageModel, inference_config, init_cache, logits, variables
 from ultrathink_jax.models.layer import groups, layer_paths
 from ultrathink_jax.parallel.devices import scan_unroll
-from ultrathink_jax.types import Context, Output, Parameters
+from ultrathink_jax.types import Adapted, Context, Output, Parameters
 
 _TOKENS_PER_CALL = 16  # decoded between two looks at the stop conditions
 _LENGTH_STEP = 64  # prompts and caches are rounded up to multiples of this, so that few shapes are compiled
@@ -47,6 +48,8 @@ def generate(
   if not prompts:
     return []
   model = inference_config(model)
+  if isinstance(params, Adapted):
+    params = with_merged_banks(params)
   if scan_unroll(2) == 2:
     # Where scans are unrolled, every token would copy the layer's weights out of the stack before it reads them.
     params = _write_out(model, params)
@@ -79,12 +82,16 @@ def generate(
 @partial(jax.jit, static_argnums=0)
 def _write_out(model: ModelConfig, params: Parameters) -> Parameters:
   """Returns the parameters of the same layers as one period: those of each layer are arrays of their own."""
+  if isinstance(params, Adapted):
+    return Adapted(*(_write_out(model, tree) for tree in params))
   layers = {}
   for number, path, repeat in layer_paths(model):
     group, name = path.split("/")
-    of_layer = jax.tree.map(lambda leaf, repeat=repeat: leaf[repeat : repeat + 1], params[group][name])
-    layers[f"{name.rsplit('_', 1)[0]}_{number}"] = of_layer
-  return {name: tree for name, tree in params.items() if not name.startswith("group_")} | {"group_0": layers}
+    if name in params.get(group, {}):
+      of_layer = jax.tree.map(lambda leaf, repeat=repeat: leaf[repeat : repeat + 1], params[group][name])
+      layers[f"{name.rsplit('_', 1)[0]}_{number}"] = of_layer
+  outside = {name: tree for name, tree in params.items() if not name.startswith("group_")}
+  return outside | ({"group_0": layers} if layers else {})
 
 
 def _round_up(length: int) -> int:

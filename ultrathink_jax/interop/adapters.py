@@ -1,5 +1,6 @@
 """The adapters of a run beside its base: as a model reads them, and as PEFT does."""
 
+import dataclasses
 from pathlib import Path
 from typing import NamedTuple
 
@@ -69,8 +70,6 @@ def compare_logits(model: ModelConfig, adapted: Adapted, merged: Parameters) -> 
   Raises:
     NumericsError: by more than sums in another order explain.
   """
-  import dataclasses
-
   model = dataclasses.replace(inference_config(model), dtype="float32")
   tokens = jax.random.randint(jax.random.key(0), (1, _PROBE_TOKENS), 0, model.vocab_size)
   of = jax.jit(lambda weights: logits(LanguageModel(model).apply(variables(weights), tokens, single_documents(tokens))))

@@ -40,7 +40,7 @@ class Base:
     _require_same(self.path, model, saved_model(self.path))
 
   def _find(self) -> tuple[Path | None, int | None]:
-    path, workdir = self.path, _workdir_of(self.path)
+    path, workdir = self.path, workdir_of(self.path)
     if workdir not in (None, path):
       return workdir, int(path.name)
     if workdir is not None:
@@ -95,11 +95,11 @@ class Base:
 
 def tokenizer_directory(path: Path) -> Path:
   """Returns where a workdir, one of its checkpoints, or a saved directory has its tokenizer."""
-  workdir = _workdir_of(path)
+  workdir = workdir_of(path)
   return path if workdir is None else workdir / "data" / "tokenizer"
 
 
-def _workdir_of(path: Path) -> Path | None:
+def workdir_of(path: Path) -> Path | None:
   """Returns the workdir that a path is, or is a checkpoint of; None for a saved directory."""
   if path.parent.name == "checkpoints" and path.name.isdigit():
     return path.parent.parent
@@ -108,7 +108,7 @@ def _workdir_of(path: Path) -> Path | None:
 
 def saved_model(path: Path) -> ModelConfig:
   """Returns the model of a workdir or a saved directory that can be a base. Raises CheckpointError and ConfigError."""
-  workdir = _workdir_of(path)
+  workdir = workdir_of(path)
   if workdir is None:
     return huggingface.read_config(path)[1] if huggingface.is_huggingface(path) else read_model(path)
   try:

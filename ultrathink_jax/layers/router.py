@@ -142,7 +142,9 @@ def draw_noise(logits: Logits, deviation: Float[Array, ""], key: Key[Array, ""])
 
 
 def routing_losses(routing: Routing, is_token: Bool[Array, "B T"], num_experts: int) -> dict[str, Array]:
-  """Returns what a router loses, for each row [B] and as the mean over its levels, and load [E], counts of choices.
+  """Returns what a router loses, for each row [B] and as the mean over its levels, and sums over tokens [E].
+
+  Those are load, counts of choices, and probability, which a router in groups has not.
 
   A share is `even` if it is in proportion to an option's experts.
 
@@ -158,7 +160,10 @@ def routing_losses(routing: Routing, is_token: Bool[Array, "B T"], num_experts: 
   means = (
     [sum(values, zero) / len(losses) for values in zip(*losses, strict=True)] if losses else [zero] * len(ROW_LOSSES)
   )
-  return dict(zip(ROW_LOSSES, means, strict=True)) | {"load": load.sum(axis=0)}
+  sums = {"load": load.sum(axis=0)}
+  if len(routing.levels) == 1 and routing.levels[0].probabilities.shape[-1] == num_experts:
+    sums["probability"] = jnp.einsum("bte,bt->e", routing.levels[0].probabilities, token)
+  return dict(zip(ROW_LOSSES, means, strict=True)) | sums
 
 
 def _level_losses(

@@ -9,6 +9,7 @@ import jax
 from ultrathink_jax.config import Config
 from ultrathink_jax.lora.adapting import adaptation_of
 from ultrathink_jax.lora.targets import Target
+from ultrathink_jax.models.counts import ModelCount, train_flops_per_token
 from ultrathink_jax.models.language_model import parameter_shapes
 
 
@@ -20,6 +21,15 @@ def count_trained(config: Config) -> tuple[int, int]:
   if config.lora.variant == "dora":
     adapters += sum(len(target.names) * target.out_dim for target in adaptation.targets)
   return adapters + _size(whole.get("trained", {})), _size(shapes) + adapters
+
+
+def flops_per_token(config: Config, count: ModelCount) -> float:
+  """Returns FLOPs to train on one token: of frozen matrices those of their own gradients are not spent."""
+  share = 1.0
+  if config.is_adapted:
+    trained, total = count_trained(config)
+    share = trained / total
+  return train_flops_per_token(config.model, count, config.train.sequence_length, share)
 
 
 def count_of(target: Target) -> int:

@@ -9,7 +9,7 @@ import numpy as np
 from ultrathink_jax.errors import NumericsError
 from ultrathink_jax.kernels.quantized import Quantized, dequantize
 from ultrathink_jax.layers.adapter import merged
-from ultrathink_jax.models.naming import leaf_at, put_at
+from ultrathink_jax.models.naming import has_at, leaf_at, put_at
 from ultrathink_jax.types import Adapted, Adapter, Parameters
 
 
@@ -50,6 +50,23 @@ def _merge_layer(kernel: np.ndarray, adapter: Adapter) -> np.ndarray:
 
 
 _merged = jax.jit(merged)
+
+
+@jax.jit
+def with_merged_banks(weights: Adapted) -> Adapted:
+  """Returns the weights with the adapters of float experts in their matrices, which each token would make anew."""
+  params = jax.tree.map(lambda leaf: leaf, weights.params)
+  lora: dict[str, Any] = {}
+  for keys, adapter in jax.tree_util.tree_leaves_with_path(
+    weights.lora, is_leaf=lambda leaf: isinstance(leaf, Adapter)
+  ):
+    path = tuple(key.key for key in keys)
+    kernel = (*path[:-1], "kernel")
+    if adapter.a.ndim == 4 and has_at(params, kernel):
+      put_at(params, kernel, merged(leaf_at(params, kernel), adapter))
+    else:
+      put_at(lora, path, adapter)
+  return weights._replace(params=params, lora=lora)
 
 
 def without_adapters(weights: Any) -> Any:

@@ -143,10 +143,11 @@ def _check(lora: LoraConfig, targets: list[Target]) -> None:
       "choose lora.variant='lora' or patterns that hold for all layers"
     )
   for target in targets:
-    if target.rank > min(target.in_dim, target.out_dim):
+    limit = min(target.in_dim, target.out_dim)
+    if lora.init == "pissa" and target.rank > limit:
       raise ConfigError(
-        f"an adapter of rank {target.rank} for {target.names[0]}, a matrix {target.in_dim} x {target.out_dim}: choose "
-        f"lora.rank up to {min(target.in_dim, target.out_dim)}, or lora.rank_pattern=('{target.names[0]}=R',)"
+        f"lora.init='pissa' of rank {target.rank} for {target.names[0]}, a matrix {target.in_dim} x {target.out_dim}: "
+        f"it has {limit} singular vectors; set lora.rank_pattern=('*.{target.names[0].split('.')[-1]}={limit}',)"
       )
 
 

@@ -3,6 +3,7 @@
 Letters: B batch  R repeats of a period  E experts.
 """
 
+import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Key
 
@@ -52,19 +53,35 @@ def language_modeling_loss(output: Output, batch: Batch, config: LossConfig) -> 
   metrics = {"loss/lm": losses.target} | {f"loss/{name}": part for name, part in parts.items() if part is not None}
   row_weights = batch.weights.sum(axis=1)
   routers = {path: values for path, values in output.aux.items() if "load" in values}
+  is_pooled = config.load_balance_form == "pooled"
   in_layers = [(SCAN_LOSS, output.aux)] if config.scan_weight else []
-  in_layers += [(name, routers) for name in ROW_LOSSES if routers]
+  in_layers += [(name, routers) for name in ROW_LOSSES if routers and not (name == "load_balance" and is_pooled)]
   for name, layers in in_layers:
     metrics[f"loss/{name}"] = _mean_over_layers(name, layers, row_weights)
     weight = loss_weights(config)[name]
     if weight:  # else there is no gradient to work out
       total += weight * metrics[f"loss/{name}"]
+  if routers and is_pooled:
+    metrics["loss/load_balance"] = row_weights.sum() * _pooled_load_balance(routers)
+    total += config.load_balance_weight * metrics["loss/load_balance"]
   if routers:
     total += sum(jnp.sum(values["router_bias"]) for values in routers.values() if "router_bias" in values)
     metrics["moe/dropped"] = sum(jnp.sum(values["dropped"]) for values in routers.values())
     metrics |= {f"moe/load/{path}": values["load"] for path, values in routers.items()}
   metrics["loss/total"] = total
   return total, LossInfo(batch.weights.sum(), metrics)
+
+
+def _pooled_load_balance(routers: dict[str, dict[str, Array]]) -> Float[Array, ""]:
+  """Returns E sum_e f_e P_e of all layers' tokens together: K, the experts a token chooses, where the load is even.
+
+  It is what transformers adds for Mixtral (arXiv:2101.03961 eq. 4 without dividing by K, over all layers at once), of
+  the tokens of a micro-batch.
+  """
+  load = sum(jnp.sum(values["load"], axis=0) for values in routers.values())
+  probability = sum(jnp.sum(values["probability"], axis=0) for values in routers.values())
+  tokens = jnp.maximum(jnp.sum(probability), 1e-20)  # times layers: probabilities of a token sum to 1
+  return load.size * jnp.sum(jax.lax.stop_gradient(load) / tokens * probability / jax.lax.stop_gradient(tokens))
 
 
 def sampled_loss(output: Output, batch: Batch, key: Key[Array, ""]) -> tuple[Float[Array, ""], LossInfo]:

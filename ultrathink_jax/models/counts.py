@@ -78,7 +78,9 @@ def count_model(model: ModelConfig) -> ModelCount:
   )
 
 
-def train_flops_per_token(model: ModelConfig, count: ModelCount, sequence_length: int) -> float:
+def train_flops_per_token(
+  model: ModelConfig, count: ModelCount, sequence_length: int, trained_share: float = 1.0
+) -> float:
   """Returns forward and backward FLOPs of one token, without recomputation.
 
   6 x active parameters (the output projection counted, the embedding table not)
@@ -89,7 +91,7 @@ def train_flops_per_token(model: ModelConfig, count: ModelCount, sequence_length
   matrices = count.active - (0 if model.tie_embeddings else count.embedding)
   attended = {"A": T / 2, "L": W - W * W / (2 * T)}
   Q, Z, P = model.mamba_chunk_tokens, model.mamba_state_dim, model.mamba_head_dim
-  flops = 6.0 * matrices
+  flops = (4.0 + 2.0 * trained_share) * matrices
   for line in count.layers:
     flops += 12 * line.count * model.num_heads * model.head_dim * attended.get(line.letter, 0)
     if line.letter == "M":

@@ -32,6 +32,14 @@ def leaf_at(tree: Any, path: tuple[str, ...]) -> Any:
   return tree
 
 
+def has_at(tree: Any, path: tuple[str, ...]) -> bool:
+  for name in path:
+    if name not in tree:
+      return False
+    tree = tree[name]
+  return True
+
+
 def put_at(tree: dict[str, Any], path: tuple[str, ...], leaf: Any) -> None:
   """Puts a leaf into a nested dict, which is made as deep as it must be."""
   for name in path[:-1]:

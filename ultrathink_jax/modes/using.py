@@ -13,35 +13,6 @@ from ultrathink_jax.interop.workdir import import_directory
 from ultrathink_jax.logs import log
 from ultrathink_jax.lora import coverage
 from ultrathink_jax.models.counts import count_model
-from ultrathink_jax.models.language_model import parameter_shapes
-from ultrathink_jax.modes.shared import format_result, make_evaluation, prepare, with_tokenizer, write
-from ultrathink_jax.parallel.mesh import make_mesh
-from ultrathink_jax.parallel.processes import is_first
-from ultrathink_jax.parallel.sharding import tree_shardings
-from ultrathink_jax.recipes import find_recipe
-from ultrathink_jax.report.facts import data_facts, gzip_bits_per_byte
-from ultrathink_jax.workdir import claim
-
-
-def evaluate(config: Config, workdir: Path) -> None:
-  """Evaluates the newest intact checkpoint on the whole validation split and writes evaluation.json."""
-  config = with_tokenizer(config)
-  if is_first() and (workdir / "config.json").exists():
-    claim(workdir, config, log)  # other data would replace the tokenizer of a trained model
-  prepared = prepare(config, workdir)
-  mesh = make_mesh(config)
-  if config.is_adapted:
-    adapters, step = api.load_adapters(workdir, config)
-    params = adapters.weights
-  else:
-    shardings = tree_shardings(mesh, find_recipe(config).axes)
-    like = parameter_shapes(config.model)
-    params, step = api.restore_params(workdir, like, shardings=shardings, averaged=config.evaluate.averaged)
-  result = make_evaluation(config, prepared, mesh)(params, None)
-  gzip_bits = gzip_bits_per_byte(prepared)
-  log(format_result(result, gzip_bits))
-  values = {"step": step, **result._asdict(), "gzip_bits_per_byte": gzip_bits, "data": data_facts(prepared)}
-  write(workdir / "evaluation.json", values)
 
 
 def generate(config: Config, workdir: Path, prompts: list[str]) -> None:

@@ -8,7 +8,8 @@ import jax
 from ultrathink_jax import __version__
 from ultrathink_jax.config import Config
 from ultrathink_jax.kernels import backends
-from ultrathink_jax.models.counts import count_model, train_flops_per_token
+from ultrathink_jax.lora.coverage import flops_per_token
+from ultrathink_jax.models.counts import count_model
 from ultrathink_jax.models.stack import bubble_of
 from ultrathink_jax.plan import collectives, roofline
 from ultrathink_jax.plan.collectives import Collective
@@ -70,7 +71,7 @@ def _speed(
   mesh, chip, train = compiled.plan.mesh, topology.chip, config.train
   counted = count_step_flops(config, topology, compiled.plan) / mesh.size
   tokens = train.batch_size * train.sequence_length
-  model = train_flops_per_token(config.model, count_model(config.model), train.sequence_length) * tokens / mesh.size
+  model = flops_per_token(config, count_model(config.model)) * tokens / mesh.size
   links = axis_links(topology, mesh)
   bubble = bubble_of(config.model, train.micro_batch_size, mesh.shape)
   times = roofline.roofline(topology, links, counted, traffic, found, bubble)

@@ -60,10 +60,11 @@ def _memory(report: dict[str, Any]) -> list[str]:
       f"          estimated before compiling: {gib(estimate)}",
     ]
   memory = report["memory"]
-  rest = memory["arguments"] - memory["parameters"] - memory["optimizer"]
+  rest = memory["arguments"] - memory["parameters"] - memory["frozen"] - memory["optimizer"]
   rows = [
     ("memory of one device", "GiB", "from"),
     ("parameters", _number(memory["parameters"]), "counted"),
+    *([("frozen weights", _number(memory["frozen"]), "counted")] if memory["frozen"] else []),
     ("optimizer state", _number(memory["optimizer"]), "counted"),
     ("batch and other arguments", _number(rest), "compiled"),
     ("outputs beside donated state", _number(memory["outputs"] - memory["aliased"]), "compiled"),

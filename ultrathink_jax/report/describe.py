@@ -3,7 +3,9 @@
 from typing import Any
 
 from ultrathink_jax.config import Config
-from ultrathink_jax.models.counts import ModelCount, count_model, train_flops_per_token
+from ultrathink_jax.lora import coverage
+from ultrathink_jax.lora.coverage import count_trained, flops_per_token
+from ultrathink_jax.models.counts import ModelCount, count_model
 
 _ADAMW_BYTES = 16  # a parameter, its gradient and two moments, float32
 
@@ -18,19 +20,27 @@ def describe(config: Config) -> dict[str, Any]:
     "unembedding_parameters": count.unembedding,
     "parameters_total": count.total,
     "parameters_active": count.active,
-    "train_flops_per_token": train_flops_per_token(config.model, count, config.train.sequence_length),
+    "train_flops_per_token": flops_per_token(config, count),
     "parameter_bytes": 4 * count.total,
     "train_state_bytes": _ADAMW_BYTES * count.total,
     "cache_bytes_per_token": count.cache_bytes_per_token,
     "cache_bytes_fixed": count.cache_bytes_fixed,
     "tokens_per_step": config.train.batch_size * config.train.sequence_length,
+    **_adapted(config),
   }
+
+
+def _adapted(config: Config) -> dict[str, Any]:
+  if not config.is_adapted:
+    return {}
+  trained, total = count_trained(config)
+  return {"parameters_trained": trained, "parameters_with_adapters": total, "trained": coverage.describe(config)}
 
 
 def format_description(config: Config) -> str:
   """Returns the description as a table for a terminal."""
   count = count_model(config.model)
-  flops = train_flops_per_token(config.model, count, config.train.sequence_length)
+  flops = flops_per_token(config, count)
   rows = [("layer", "count", "parameters each", "active each", "parameters")]
   rows += [
     (f"{line.letter} {line.name}", line.count, line.parameters, line.active_parameters, line.count * line.parameters)
@@ -41,6 +51,8 @@ def format_description(config: Config) -> str:
     rows.append(("unembedding", 1, count.unembedding, count.unembedding, count.unembedding))
   rows.append(("final norm", 1, count.final_norm, count.final_norm, count.final_norm))
   lines = [f"layers    {config.model.layers}", "", *_align(rows), "", *_totals(config, count, flops)]
+  if config.is_adapted:
+    lines += ["", *coverage.describe(config)]
   return "\n".join(lines)
 
 
@@ -61,7 +73,7 @@ def _totals(config: Config, count: ModelCount, flops: float) -> list[str]:
     f"active    {count.active:,} parameters for each token ({count.active / count.total:.1%})",
     f"compute   {flops / 1e6:,.1f} MFLOP per token to train, at {config.train.sequence_length:,} tokens a sequence",
     f"batch     {tokens:,} tokens a step, {tokens * config.train.steps:,} in {config.train.steps:,} steps",
-    f"memory    {gib(4 * count.total)} float32 parameters; {gib(_ADAMW_BYTES * count.total)} to train with AdamW, "
+    f"memory    {gib(4 * count.total)} float32 parameters; {gib(_ADAMW_BYTES * count.total)} to train all with AdamW, "
     "activations not counted",
     f"cache     {count.cache_bytes_per_token:,} bytes a token and {count.cache_bytes_fixed:,} a sequence to decode",
   ]

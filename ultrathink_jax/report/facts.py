@@ -14,7 +14,8 @@ from ultrathink_jax.config import Config
 from ultrathink_jax.data.prepare import PreparedData
 from ultrathink_jax.data.token_store import SPLITS
 from ultrathink_jax.kernels import backends
-from ultrathink_jax.models.counts import count_model, train_flops_per_token
+from ultrathink_jax.lora.coverage import flops_per_token
+from ultrathink_jax.models.counts import count_model
 from ultrathink_jax.models.stack import bubble_of
 from ultrathink_jax.parallel.devices import Devices
 from ultrathink_jax.parallel.processes import num_processes
@@ -32,7 +33,7 @@ def run_facts(config: Config, workdir: Path, devices: Devices, plan: Plan, argv:
       "layers": config.model.layers,
       "parameters_total": count.total,
       "parameters_active": count.active,
-      "flops_per_token": train_flops_per_token(config.model, count, config.train.sequence_length),
+      "flops_per_token": flops_per_token(config, count),
     },
     "device": {"kind": devices.kind, "count": devices.count, "platform": devices.platform},
     "processes": num_processes(),

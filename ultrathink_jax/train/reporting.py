@@ -7,7 +7,8 @@ import jax
 import optax
 
 from ultrathink_jax.config import Config
-from ultrathink_jax.models.counts import count_model, train_flops_per_token
+from ultrathink_jax.lora.coverage import flops_per_token
+from ultrathink_jax.models.counts import count_model
 from ultrathink_jax.parallel.chips import peak_flops
 from ultrathink_jax.parallel.devices import memory_in_use_bytes
 from ultrathink_jax.train.goodput import Goodput
@@ -33,7 +34,7 @@ class Reporter:
     self._goodput = goodput
     self._train, self._summarize, self._schedule, self._writer = config.train, recipe.summarize, schedule, writer
     self._tokens = config.train.batch_size * config.train.sequence_length
-    flops = train_flops_per_token(config.model, count_model(config.model), config.train.sequence_length)
+    flops = flops_per_token(config, count_model(config.model))
     peak = peak_flops()
     self._peak_tokens_per_second = peak / flops if peak else None
     self.latest: dict[str, Any] = {}
