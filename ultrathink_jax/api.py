@@ -28,6 +28,7 @@ from ultrathink_jax.models.language_model import (
   LanguageModel,
   inference_config,
   logits,
+  parameter_shapes,
   single_documents,
   variables,
 )

@@ -1,6 +1,7 @@
 """Tasks of lm-eval-harness, which is imported when one is run."""
 
 import importlib.util
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -34,6 +35,7 @@ def run_tasks(
 
   from ultrathink_jax.evaluate.lm_eval_model import HarnessModel
 
+  os.environ.setdefault("DISABLE_MULTIPROC", "1")  # processes forked beside JAX's threads may never end
   manager = TaskManager(include_path=None if folder is None else str(folder))
   if unknown := set(tasks) - set(manager.all_tasks):
     raise ConfigError(

@@ -83,7 +83,8 @@ def train_flops_per_token(
 ) -> float:
   """Returns forward and backward FLOPs of one token, without recomputation.
 
-  6 x active parameters (the output projection counted, the embedding table not)
+  6 x active parameters (the output projection counted, the embedding table not), of which a third is spent on
+    gradients of weights, of the `trained_share` of them alone
   + 12 N H x mean visible keys per attention layer (T / 2 for causal attention)
   + 6 x (Q/2 (Z + P) + 2 Z P) x heads per Mamba layer.
   """

@@ -92,11 +92,11 @@ def _compare(config: Config, workdir: Path, prepared: PreparedData, model: api.M
 
 def _about_as_many(general: list[HeldOut], documents: list[HeldOut]) -> list[HeldOut]:
   """Returns the first general documents that hold as many tokens as the others, or 20,000: more would tell no more."""
-  most, chosen = max(20_000, sum(len(each.sequence.tokens) for each in documents)), []
+  left, chosen = max(20_000, sum(len(each.sequence.tokens) for each in documents)), []
   for each in general:
-    if sum(len(one.sequence.tokens) for one in chosen) >= most:
-      break
-    chosen.append(each)
+    if len(each.sequence.tokens) <= left:
+      left -= len(each.sequence.tokens)
+      chosen.append(each)
   return chosen
 
 
