@@ -4,8 +4,9 @@ How many chunks an expert has is known only when the router has spoken, so these
 padded but the last chunk, and hidden units stay in the cache. This is the fast form on CPU, where products of many rows
 run at full speed and gathering a copy of the weights for every block of rows (experts_sorted) costs more than they do.
 
-Gradients of kernels come from columns that were transposed once for all chunks: XLA on CPU takes long for products
-whose left operand is transposed.
+Gradients of gate and up kernels come from columns that were transposed once for all chunks, as XLA on CPU takes longer
+for products whose left operand is transposed. That of the down kernel has hidden units on the left, which no two chunks
+share: to transpose the gradient instead, [layers, experts, D, F], took a fortieth of a step.
 
 Letters: T tokens of the whole batch  K choices of a token  E experts  D embed  F expert width  S sorted rows, one a
 choice, and room for a chunk  R rows of a chunk.
@@ -22,6 +23,7 @@ from jaxtyping import Array, Bool, Float, Int
 from ultrathink_jax.kernels.activation import activate
 from ultrathink_jax.kernels.experts import rank_in_expert, rounded
 from ultrathink_jax.kernels.experts_sorted import experts_sorted
+from ultrathink_jax.kernels.matmul import transposed_product
 
 _CHUNK_ROWS = 512
 _REST_ROWS = 64  # of the chunks that take what is left
@@ -121,29 +123,27 @@ def _backward(activation: str, residuals, y_gradient):
   gates_gradient = jnp.einsum("td,tkd->tk", y_gradient, _unsort(outputs, order), preferred_element_type=jnp.float32)
   row_gates = gates.reshape(-1)[order.choice_of_row][:, None]
   output_gradients = _sort(y_gradient, order, row_gates)
-  input_columns, output_gradient_columns = _sort(x, order).T, output_gradients.T
+  input_columns = _sort(x, order).T
 
   def run_chunk(chunk: _Chunk, state):
-    input_gradients, gate_gradient, up_gradient, down_gradient = state
+    input_gradients, *gradients = state
     gate_kernel, up_kernel, down_kernel = chunk.kernels
     gate = chunk.take(gate_in) if is_gated else None
     hidden, pullback = jax.vjp(partial(activate, activation), gate, chunk.take(up_in))
     rows = jnp.where(chunk.is_row[:, None], chunk.take(output_gradients), 0)
-    columns = jnp.where(chunk.is_row, chunk.take(output_gradient_columns, 1), 0)
-    down_gradient = chunk.add(down_gradient, _product(columns, hidden))
+    of_kernels = [None, None, transposed_product(hidden, rows)]
     gate, up = pullback(_product(rows, down_kernel.T).astype(x.dtype))
     columns = chunk.take(input_columns, 1)
-    up_gradient = chunk.add(up_gradient, _product(columns, up))
-    gradient = _product(up, up_kernel.T)
+    of_kernels[1], gradient = _product(columns, up), _product(up, up_kernel.T)
     if is_gated:
+      of_kernels[0] = _product(columns, gate)
       gradient += _product(gate, gate_kernel.T)
-      gate_gradient = chunk.add(gate_gradient, _product(columns, gate))
-    return chunk.put(input_gradients, gradient), gate_gradient, up_gradient, down_gradient
+    gradients = [g if g is None else chunk.add(g, new) for g, new in zip(gradients, of_kernels, strict=True)]
+    return chunk.put(input_gradients, gradient), *gradients
 
-  zeros = jnp.zeros(kernels[1].shape, jnp.float32)
-  state = jnp.zeros(output_gradients.shape, x.dtype), zeros if is_gated else None, zeros, zeros
+  zeros = lambda kernel: None if kernel is None else jnp.zeros(kernel.shape, jnp.float32)
+  state = jnp.zeros(output_gradients.shape, x.dtype), *map(zeros, kernels)
   input_gradients, *gradients = _for_each_chunk(order, rounded(x.dtype, *kernels), run_chunk, state)
-  gradients[2] = gradients[2].swapaxes(1, 2)
   x_gradient = jnp.sum(_unsort(input_gradients, order), axis=1, dtype=jnp.float32).astype(x.dtype)
   gradients = tuple(g if g is None else g.astype(kernels[1].dtype) for g in gradients)
   return x_gradient, gates_gradient, gradients, None
