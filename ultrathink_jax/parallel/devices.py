@@ -71,10 +71,10 @@ def configure_jax() -> None:
 def compiler_options(dtype: str, is_deterministic: bool = False) -> dict[str, bool | str]:
   """Returns XLA options that make a train step with activations of `dtype` faster on this backend.
 
-  On CPU: maxima that need not carry NaN (sums still do), and XLA's own loops instead of YNNPACK fusions, whose sums over
-  a middle dim of six-dimensional arrays dominated a step. bfloat16 products are YNNPACK's: nothing else reaches the
-  processor's units for them. float32 products are too where the processor has AVX-512 and no AMX, as Zen 4, where XLA's
-  own take up to three times as long with a transposed right operand; on one with AMX YNNPACK's took twice as long.
+  On CPU: maxima that need not carry NaN (sums still do), and XLA's own loops instead of YNNPACK fusions, whose sums
+  over a middle dim of six-dimensional arrays dominated a step. bfloat16 products are YNNPACK's: nothing else reaches
+  the processor's units for them. float32 products are too where there is AVX-512 and no AMX (Zen 4), since XLA's own
+  run at half or a third of the speed with few rows and a transposed right operand; with AMX, XLA's were faster.
   On TPU: exchanges of experts' rows and gathers of weights that run beside products. On GPU: no operation whose sums
   depend on the order of threads, if it is to be deterministic, which the others are anyway.
   """
