@@ -71,9 +71,10 @@ def configure_jax() -> None:
 def compiler_options(dtype: str, is_deterministic: bool = False) -> dict[str, bool | str]:
   """Returns XLA options that make a train step with activations of `dtype` faster on this backend.
 
-  On CPU: maxima that need not carry NaN (sums still do), and XLA's own loops and float32 matrix products instead of
-  YNNPACK fusions, whose products took twice as long inside a step and whose sums over a middle dim of six-dimensional
-  arrays dominated it. bfloat16 products are YNNPACK's: nothing else reaches the processor's matrix units.
+  On CPU: maxima that need not carry NaN (sums still do), and XLA's own loops instead of YNNPACK fusions, whose sums
+  over a middle dim of six-dimensional arrays dominated a step. bfloat16 products are YNNPACK's: nothing else reaches
+  the processor's units for them. float32 products are too where there is AVX-512 and no AMX (Zen 4), since XLA's own
+  run at half or a third of the speed with few rows and a transposed right operand; with AMX, XLA's were faster.
   On TPU: exchanges of experts' rows and gathers of weights that run beside products. On GPU: no operation whose sums
   depend on the order of threads, if it is to be deterministic, which the others are anyway.
   """
@@ -83,8 +84,15 @@ def compiler_options(dtype: str, is_deterministic: bool = False) -> dict[str, bo
     return dict.fromkeys((*options, "xla_tpu_enable_async_all_to_all"), "true")
   if target_platform() == "gpu":
     return {"xla_gpu_deterministic_ops": True} if is_deterministic else {}
-  fusions = "LIBRARY_FUSION_TYPE_INDIVIDUAL_DOT" if dtype == "bfloat16" else ""
+  fusions = "LIBRARY_FUSION_TYPE_INDIVIDUAL_DOT" if dtype == "bfloat16" or _has_avx512_alone() else ""
   return {"xla_cpu_experimental_ynn_fusion_type": fusions, "xla_cpu_enable_fast_min_max": True}
+
+
+def _has_avx512_alone() -> bool:
+  """Returns whether this processor has AVX-512 but no matrix units (AMX)."""
+  cpuinfo = Path("/proc/cpuinfo")
+  flags = cpuinfo.read_text().split() if cpuinfo.exists() else []
+  return "avx512f" in flags and "amx_tile" not in flags
 
 
 def scan_unroll(repeats: int) -> int:

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import optax
 
 from ultrathink_jax.config import Config
+from ultrathink_jax.kernels.sum_of_squares import sum_of_squares
 from ultrathink_jax.models.components import component
 from ultrathink_jax.optimizers.groups import is_router_bias
 from ultrathink_jax.optimizers.optimizers import needs_curvature
@@ -85,7 +86,7 @@ def _norms(gradients: Any) -> dict[str, jax.Array]:
   squares: dict[str, list[jax.Array]] = {}
   for path, leaf in jax.tree_util.tree_leaves_with_path(gradients):
     if not is_router_bias(path):
-      squares.setdefault(component(path), []).append(jnp.sum(jnp.square(leaf)))
+      squares.setdefault(component(path), []).append(sum_of_squares(leaf))
   norms = {f"grad_norm/{name}": jnp.sqrt(sum(parts)) for name, parts in squares.items()}
   return {"grad_norm": jnp.sqrt(sum(itertools.chain.from_iterable(squares.values())))} | norms
 
