@@ -14,6 +14,7 @@ from ultrathink_jax.kernels.quantized import (
   quantization_error,
   quantize,
 )
+from ultrathink_jax.platform import compiling_for
 
 KERNEL = jax.random.normal(jax.random.key(0), (2, 3, 128, 40))
 STANDARD_ERROR = {"int8": 0.0075, "int4": 0.096, "nf4": 0.096}  # of normal numbers
@@ -55,6 +56,13 @@ def test_every_level_survives(format):
   levels = np.tile(LEVELS[format], 4)[:, None].astype(np.float32) * np.float32([0.5, 4])
   levels = levels[: len(levels) // 64 * 64]
   np.testing.assert_array_equal(dequantize(quantize(jnp.asarray(levels), format), jnp.float32), levels)
+
+
+def test_levels_chosen_bit_by_bit_are_those_looked_up():
+  quantized = quantize(KERNEL, "nf4")
+  with compiling_for("tpu"):
+    chosen = dequantize(quantized, jnp.float32)
+  np.testing.assert_array_equal(chosen, dequantize(quantized, jnp.float32))
 
 
 @pytest.mark.parametrize("format", ["int4", "nf4"])

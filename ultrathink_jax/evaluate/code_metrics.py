@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from ultrathink_jax.data.code.items import _syntax, parses_alone
+from ultrathink_jax.data.code.items import syntax, parses_alone
 from ultrathink_jax.data.code.languages import LANGUAGES, Language
 from ultrathink_jax.evaluate.tasks import Task
 
@@ -61,7 +61,7 @@ def identifiers(task: Task, completion: str, language: Language) -> Counter[str]
   before, middle = task.before.encode(), completion.encode()
   content = before + middle + task.after.encode()
   start, stop = len(before), len(before) + len(middle)
-  root, found = _syntax(language, content), Counter()
+  root, found = syntax(language, content), Counter()
   nodes = [] if root is None else [root]
   while nodes:
     node = nodes.pop()

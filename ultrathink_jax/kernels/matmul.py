@@ -32,7 +32,10 @@ def _forward(x, kernel):
 
 def _backward(residuals, gradient):
   x, kernel = residuals
-  gradient = jax.lax.optimization_barrier(gradient)
+  if isinstance(kernel, Quantized):  # else what scans that are written out make of it forward is kept until here
+    gradient, kernel = jax.lax.optimization_barrier((gradient, kernel))
+  else:
+    gradient = jax.lax.optimization_barrier(gradient)
   x_gradient = _product("tf,df->td", gradient, in_dtype(kernel, x.dtype)).astype(x.dtype)
   if isinstance(kernel, Quantized):
     return x_gradient, None

@@ -10,9 +10,11 @@ from flax import linen as nn
 from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Float
 
+from ultrathink_jax.kernels.experts import Bank
 from ultrathink_jax.kernels.matmul import matmul
 from ultrathink_jax.kernels.quantized import dequantize
 from ultrathink_jax.layers.adapter import adapted, merged
+from ultrathink_jax.parallel.sharding import is_spread
 from ultrathink_jax.types import Adapter
 
 PROJECTED = "projected"  # what a projection returns, by which remat policies know it
@@ -74,7 +76,8 @@ class Projection(_Weighted):
 class ExpertBank(_Weighted):
   """Returns one kernel [E, in_dim, out_dim], to be applied in `dtype` by a grouped matrix product.
 
-  An adapter is in it already: its gradient is made from that of the kernels of one layer.
+  On one device an adapter, and a kernel in few bits, stay apart from it, as a Bank. Over a mesh they are worked into the
+  kernel of the layer.
   """
 
   num_experts: int
@@ -85,11 +88,17 @@ class ExpertBank(_Weighted):
   scale: float = 1.0
 
   @nn.compact
-  def __call__(self) -> Float[Array, "E D F"]:
+  def __call__(self) -> Float[Array, "E D F"] | Bank:
     init = nn.with_logical_partitioning(fan_in_init(self.in_dim, self.scale), self.axes)
-    kernel = self._kernel(init, (self.num_experts, self.in_dim, self.out_dim), self.dtype)
-    adapter = self._adapter()
-    return kernel if adapter is None else merged(kernel, adapter)
+    shape, adapter = (self.num_experts, self.in_dim, self.out_dim), self._adapter()
+    if is_spread() or (adapter is not None and adapter.a0 is not None):
+      kernel = self._kernel(init, shape, self.dtype)
+      return kernel if adapter is None else merged(kernel, adapter)
+    factors = () if adapter is None else (adapter.a, adapter.scale * adapter.b)
+    if self.has_variable(QUANTIZED, "kernel"):
+      return Bank(self.get_variable(QUANTIZED, "kernel"), *factors)
+    kernel = self._kernel(init, shape, self.dtype)
+    return Bank(kernel, *factors) if factors else kernel
 
 
 class Embedding(nn.Module):

@@ -13,7 +13,7 @@ F expert width  S slots.
 import math
 from collections.abc import Callable
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -31,9 +31,9 @@ def experts_over_mesh(
   x: Float[Array, "B T D"],
   choices: Int[Array, "B T K"],
   gates: Float[Array, "B T K"],
-  gate_kernel: Float[Array, "E D F"] | None,
-  up_kernel: Float[Array, "E D F"],
-  down_kernel: Float[Array, "E F D"],
+  gate_kernel: Any,
+  up_kernel: Any,
+  down_kernel: Any,
   *,
   capacity_factor: float,
   buffer_factor: float,
@@ -41,6 +41,7 @@ def experts_over_mesh(
 ) -> tuple[Float[Array, "B T D"], Bool[Array, "B T K"]]:
   """Returns sum_k gates[b, t, k] expert_{choices[b, t, k]}(x[b, t]) and which choices were computed.
 
+  Kernels are [E, D, F], the last one [E, F, D]; on one device `compute` may take others, which are handed on to it.
   `compute` does that on one device. A choice of E marks a token that is not to be routed; the others of a token are
   distinct. What is not computed adds 0, and there are two ways to it, both in token order:
 
@@ -55,7 +56,8 @@ def experts_over_mesh(
   devices, slices = axis_size("expert"), axis_size("tensor")
 
   def run(x, choices, gates, kernels):
-    kernels = tuple(None if kernel is None else kernel.reshape(kernel.shape[-3:]) for kernel in kernels)
+    of_one_device = lambda kernel: kernel.reshape(kernel.shape[-3:]) if isinstance(kernel, jax.Array) else kernel
+    kernels = tuple(map(of_one_device, kernels))
     arrays = [array.reshape(-1, array.shape[-1]) for array in (x, choices, gates)]
     if devices == 1:
       y, is_computed = compute(*arrays, *kernels, _capacity(choices, kernels[1].shape[0], capacity_factor))

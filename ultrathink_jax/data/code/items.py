@@ -90,7 +90,7 @@ class _Scope(NamedTuple):
 
 def parse(language: Language, content: bytes, path: str) -> Parsed:
   """Returns the items of a file in the order of their starts, those that enclose others first."""
-  root = _syntax(language, content)
+  root = syntax(language, content)
   if root is None:
     return Parsed((), (), has_errors=True)
   finder = _Finder(language, content)
@@ -105,11 +105,11 @@ def parses_alone(language: Language, text: bytes) -> bool:
   if language.shell is not None:
     before, after = (part.encode() for part in language.shell)
     texts.append(before + b"\n" + text + b"\n" + after)
-  roots = (_syntax(language, each) for each in texts)
+  roots = (syntax(language, each) for each in texts)
   return any(root is not None and not root.has_error for root in roots)
 
 
-def _syntax(language: Language, content: bytes) -> tree_sitter.Node | None:
+def syntax(language: Language, content: bytes) -> tree_sitter.Node | None:
   """Returns the root of the syntax tree, or None for texts that would take all of a parser's time, memory or stack."""
   if len(content) > _MAX_BYTES or _nesting(content) > _MAX_NESTING or _repetition(content) > _MAX_REPETITION:
     return None
