@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from ultrathink_jax.data.code.items import syntax, parses_alone
+from ultrathink_jax.data.code.items import parses_alone, syntax
 from ultrathink_jax.data.code.languages import LANGUAGES, Language
 from ultrathink_jax.evaluate.tasks import Task
 

@@ -76,7 +76,7 @@ class Projection(_Weighted):
 class ExpertBank(_Weighted):
   """Returns one kernel [E, in_dim, out_dim], to be applied in `dtype` by a grouped matrix product.
 
-  On one device an adapter, and a kernel in few bits, stay apart from it, as a Bank. Over a mesh they are worked into the
+  On one device an adapter, and a kernel in few bits, stay as they are, in a Bank. Over a mesh they are worked into the
   kernel of the layer.
   """
 

@@ -21,7 +21,7 @@ from ultrathink_jax.models.components import component
 from ultrathink_jax.models.language_model import parameter_axes, parameter_shapes
 from ultrathink_jax.models.layer import layer_paths
 from ultrathink_jax.models.matrices import as_matrices, dict_path, flat_axes, matrix_dims
-from ultrathink_jax.models.naming import leaf_at, places, put_at
+from ultrathink_jax.models.naming import Place, leaf_at, places, put_at
 from ultrathink_jax.types import Parameters
 
 _PRESETS = ("last:N", "head", "embedding", "norms", "router", "experts", "experts:K")
@@ -51,7 +51,7 @@ def find_trained(model: ModelConfig, patterns: Sequence[str]) -> list[Trained]:
   repeats: dict[tuple[str, ...], set[int]] = {}
   experts: dict[tuple[str, ...], tuple[int, ...] | None] = {}
   for pattern in patterns:
-    names, step = _chosen(model, pattern, list(all_places))
+    names, step = _chosen(model, pattern, all_places)
     for name in names:
       path, repeat = all_places[name]
       repeats.setdefault(path, set()).add(-1 if repeat is None else repeat)
@@ -66,13 +66,14 @@ def find_trained(model: ModelConfig, patterns: Sequence[str]) -> list[Trained]:
   return found
 
 
-def _chosen(model: ModelConfig, pattern: str, names: list[str]) -> tuple[list[str], int | None]:
+def _chosen(model: ModelConfig, pattern: str, all_places: dict[str, Place]) -> tuple[list[str], int | None]:
   """Returns the names that a pattern chooses, and K where it chooses every K-th expert of them."""
+  names = list(all_places)
   number = re.fullmatch(r"(last|experts):([1-9]\d*)", pattern)
   num_layers = len(layer_paths(model))
   layer = lambda name: int(name.split(".")[1]) if name.startswith("layers.") else -1
   is_bank = lambda name: re.fullmatch(r"layers\.\d+\.moe\.(gate|up|down)\.kernel", name) is not None
-  of = lambda kind: lambda name: _component(name) == kind
+  of = lambda kind: lambda name: component(all_places[name].path) == kind
   tests = {
     "head": lambda name: (
       name.startswith(("unembedding.", "final_norm.")) or (model.tie_embeddings and name.startswith("embedding."))
@@ -98,18 +99,6 @@ def _chosen(model: ModelConfig, pattern: str, names: list[str]) -> tuple[list[st
       f"{', '.join(_PRESETS)}"
     )
   return chosen, int(number[2]) if number and number[1] == "experts" else None
-
-
-def _component(name: str) -> str:
-  parts = name.split(".")
-  return component([f"{parts[2]}_{parts[1]}", *parts[3:]] if parts[0] == "layers" and len(parts) > 4 else _short(parts))
-
-
-def _short(parts: list[str]) -> list[str]:
-  """Returns the path of a parameter outside layers, of a layer's norm or of a mixer's own."""
-  if parts[0] != "layers":
-    return parts
-  return ["norm"] if parts[2] == "norm" else [f"{parts[2]}_{parts[1]}", *parts[3:]]
 
 
 def take(trained: Sequence[Trained], base: Parameters) -> Parameters:

@@ -49,7 +49,7 @@ class Export(NamedTuple):
 def export_model(workdir: Path, output: Path, wanted: Export) -> None:
   """Writes the newest checkpoint: a model as a directory that transformers loads, adapters as one that PEFT does."""
   model = api.load(workdir)
-  if model.adapters is None or wanted.is_merged:
+  if model.adapters is None or wanted.is_merged or not model.adapters.config.lora.rank:
     model.save_pretrained(output, family=wanted.family)
   else:
     model.save_adapter(output, wanted.expert_layout)
