@@ -2,6 +2,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.sharding import NamedSharding, PartitionSpec
 
 from ultrathink_jax.kernels.matmul import matmul
 from ultrathink_jax.kernels.quantized import FORMATS, dequantize, quantize
@@ -27,6 +28,24 @@ def test_the_backward_pass_of_a_scan_keeps_few_bits_and_not_the_numbers():
   scans = [eqn for eqn in jax.make_jaxpr(jax.grad(run))(X).eqns if eqn.primitive.name == "scan"]
   assert len(scans) == 2
   assert all(var.aval.size < 5 * 64 * 64 for eqn in scans for var in eqn.outvars if hasattr(var.aval, "size"))
+
+
+def test_layers_that_are_written_out_do_not_keep_their_numbers_either():
+  layers = quantize(jax.random.normal(jax.random.key(2), (8, 256, 256)), "nf4")
+  run = lambda x, layers: jnp.sum(jax.lax.scan(lambda x, k: (jnp.tanh(matmul(x, k)), None), x, layers, unroll=8)[0])
+  compiled = jax.jit(jax.grad(run)).lower(jnp.ones((4, 256)), layers).compile()
+  assert compiled.memory_analysis().temp_size_in_bytes < 4 * 256 * 256 * 4
+
+
+@pytest.mark.parametrize("spec", [("fsdp", "tensor"), ("tensor", None), (None, "fsdp")])
+def test_a_kernel_in_few_bits_over_devices_equals_one_device(spec):
+  mesh = jax.make_mesh((2, 2), ("fsdp", "tensor"), axis_types=(jax.sharding.AxisType.Auto,) * 2)
+  quantized, x = quantize(jax.random.normal(jax.random.key(1), (128, 10)), "int4"), jnp.tile(X, (1, 2))
+  step = jax.jit(jax.value_and_grad(lambda x, kernel: jnp.sum(jnp.sin(matmul(x, kernel)))))
+  laid_out = jax.device_put(quantized, NamedSharding(mesh, PartitionSpec(*spec)))
+  rows = jax.device_put(x, NamedSharding(mesh, PartitionSpec("fsdp")))
+  for a, b in zip(jax.tree.leaves(step(rows, laid_out)), jax.tree.leaves(step(x, quantized)), strict=True):
+    np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5)
 
 
 def test_a_kernel_that_is_not_trained_has_no_gradient_worked_out():

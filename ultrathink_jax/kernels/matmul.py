@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from ultrathink_jax.kernels.materialize import materialized
 from ultrathink_jax.kernels.quantized import Quantized, in_dtype
 from ultrathink_jax.platform import target_platform
 
@@ -17,13 +18,19 @@ _TRANSPOSED_BLOCK = 256
 def matmul(x: Float[Array, "T D"], kernel: Float[Array, "D F"] | Quantized) -> Float[Array, "T F"]:
   """Returns x kernel in the dtype of x; the float32 kernel is rounded to it first, its gradient is float32.
 
-  A kernel in few bits has no gradient, and it is what the backward pass is left, which makes numbers of it again.
+  A kernel in few bits has no gradient, and it is what the backward pass is left, which makes numbers of it again. Each
+  product does so for itself: XLA would do it once for both, and keep the numbers of all layers that are written out.
 
   In the backward pass both products read the output's gradient. Left to itself, XLA on CPU computes whatever made that
   gradient a second time, element by element in transposed order, inside the copy it makes for the kernel's product:
   several times slower than the product itself.
   """
-  return _product("td,df->tf", x, in_dtype(kernel, x.dtype)).astype(x.dtype)
+  return _times("td,df->tf", x, kernel)
+
+
+def _times(spec: str, x: Array, kernel: Float[Array, "D F"] | Quantized) -> Array:
+  product = lambda x, kernel: _product(spec, x, in_dtype(kernel, x.dtype)).astype(x.dtype)
+  return materialized(product, x, kernel) if isinstance(kernel, Quantized) else product(x, kernel)
 
 
 def _forward(x, kernel):
@@ -32,11 +39,8 @@ def _forward(x, kernel):
 
 def _backward(residuals, gradient):
   x, kernel = residuals
-  if isinstance(kernel, Quantized):  # else what scans that are written out make of it forward is kept until here
-    gradient, kernel = jax.lax.optimization_barrier((gradient, kernel))
-  else:
-    gradient = jax.lax.optimization_barrier(gradient)
-  x_gradient = _product("tf,df->td", gradient, in_dtype(kernel, x.dtype)).astype(x.dtype)
+  gradient = jax.lax.optimization_barrier(gradient)
+  x_gradient = _times("tf,df->td", gradient, kernel)
   if isinstance(kernel, Quantized):
     return x_gradient, None
   return x_gradient, transposed_product(x, gradient).astype(kernel.dtype)

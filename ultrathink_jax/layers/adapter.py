@@ -12,19 +12,21 @@ from jaxtyping import Array, Float, Key
 
 from ultrathink_jax.kernels.materialize import materialized
 from ultrathink_jax.kernels.matmul import matmul
+from ultrathink_jax.kernels.quantized import Quantized
 from ultrathink_jax.types import Adapter
 
 
 def adapted(
   x: Float[Array, "T D"],
   y: Float[Array, "T F"],
-  kernel: Float[Array, "D F"],
+  kernel: Float[Array, "D F"] | Quantized,
   adapter: Adapter,
   make_key: Callable[[], Key[Array, ""]],
 ) -> Float[Array, "T F"]:
   """Returns y = x kernel as the adapter changes it, in the dtype of x.
 
-  An adapter that adds nothing changes no bit. `make_key` is called where inputs are dropped.
+  An adapter that adds nothing changes no bit. `make_key` is called where inputs are dropped, and the kernel is read, as
+  numbers, where the adapter has a magnitude.
   """
   if adapter.dropout is not None:
     keep = 1 - adapter.dropout

@@ -61,10 +61,13 @@ class Projection(_Weighted):
     num_in = len(self.axes) - len(self.out_dims)
     in_dims = x.shape[x.ndim - num_in :]
     init = nn.with_logical_partitioning(fan_in_init(math.prod(in_dims), self.scale), self.axes)
-    kernel = self._kernel(init, (*in_dims, *self.out_dims), x.dtype).reshape(math.prod(in_dims), -1)
+    whole = lambda: self._kernel(init, (*in_dims, *self.out_dims), x.dtype).reshape(math.prod(in_dims), -1)
+    is_quantized = self.has_variable(QUANTIZED, "kernel")
+    kernel = self.get_variable(QUANTIZED, "kernel") if is_quantized else whole()
     outer, rows = x.shape[: x.ndim - num_in], x.reshape(-1, math.prod(in_dims))
     y, adapter = matmul(rows, kernel), self._adapter()
     if adapter is not None:
+      kernel = whole() if is_quantized and adapter.magnitude is not None else kernel
       y = adapted(rows, y, kernel, adapter, lambda: self.make_rng(ADAPTERS))
     y = checkpoint_name(y.reshape(*outer, *self.out_dims), PROJECTED)
     if self.has_bias:
