@@ -1,3 +1,5 @@
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -70,8 +72,8 @@ def test_two_numbers_share_a_byte_and_each_stands_in_its_own_half(format):
   quantized = quantize(KERNEL, format)
   assert quantized.values.dtype == jnp.uint8
   assert quantized.values.shape == (2, 3, 64, 40)
-  low = dequantize(quantized.replace(values=quantized.values & 15), jnp.float32)
-  high = dequantize(quantized.replace(values=quantized.values & 240), jnp.float32)
+  low = dequantize(dataclasses.replace(quantized, values=quantized.values & 15), jnp.float32)
+  high = dequantize(dataclasses.replace(quantized, values=quantized.values & 240), jnp.float32)
   both = dequantize(quantized, jnp.float32)
   is_first_half = (np.arange(128) % 64 < 32)[:, None]
   np.testing.assert_array_equal(np.where(is_first_half, low, high), both)

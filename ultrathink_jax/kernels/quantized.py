@@ -8,13 +8,14 @@ Source: arXiv:2305.14314 (NF4), ggml's Q4_0 (the signed scale of int4).
 Letters: D in  F out  K blocks  R rows of a block.
 """
 
+import dataclasses
 from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax import struct
 from jaxtyping import Array, Float, Integer
 
 from ultrathink_jax.errors import ConfigError
@@ -33,7 +34,8 @@ NF4_LEVELS = (
 _NF4_BOUNDS = (np.array(NF4_LEVELS[1:]) + np.array(NF4_LEVELS[:-1])) / 2
 
 
-@struct.dataclass
+@partial(jax.tree_util.register_dataclass, data_fields=["values", "scales"], meta_fields=["format"])
+@dataclasses.dataclass(frozen=True)
 class Quantized:
   """A kernel [*stack, D, F], each number of which is a level of the format times the scale of its block.
 
@@ -48,7 +50,7 @@ class Quantized:
 
   values: Any  # not an array where the tree is one of shapes or layouts
   scales: Any
-  format: str = struct.field(pytree_node=False)
+  format: str
 
   @property
   def shape(self) -> tuple[int, ...]:
