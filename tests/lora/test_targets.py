@@ -88,4 +88,4 @@ def test_mixtral_counts_are_those_of_the_guide():
   assert count_trained(lora(targets=("experts",), expert_rank=16))[0] == 226_492_416
   lines = describe(lora(targets=("attention",)))
   assert lines[0] == "trainable params: 13,631,488 || all params: 46,716,424,192 || trainable%: 0.0292"
-  assert "attention.query of 32 layers" in lines[1]
+  assert "attention.value of 32 layers" in lines[1]

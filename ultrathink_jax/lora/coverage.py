@@ -46,11 +46,12 @@ def describe(config: Config) -> list[str]:
   for target in adaptation.targets:
     for name, rank, alpha in zip(target.names, target.ranks, target.alphas, strict=True):
       kinds[".".join(name.split(".")[2:]) + (f" x{target.experts}" if target.experts else ""), rank, alpha] += 1
-  by_shape: dict[tuple[int, float], list[str]] = {}
+  alike: dict[tuple[int, float, int], list[str]] = {}
   for (kind, rank, alpha), count in kinds.items():
-    by_shape.setdefault((rank, alpha), []).append(f"{kind} of {count} layer{'s' * (count > 1)}")
+    alike.setdefault((rank, alpha, count), []).append(kind)
   lines += [
-    f"rank {rank}, alpha {alpha:g}{_variant(config)}: {', '.join(of)}" for (rank, alpha), of in by_shape.items()
+    f"rank {rank}, alpha {alpha:g}{_variant(config)}: {', '.join(of)} of {count} layer{'s' * (count > 1)}"
+    for (rank, alpha, count), of in alike.items()
   ]
   if adaptation.trained:
     parts = [" ".join(["/".join(each.path), *_part(each)]) for each in adaptation.trained]
