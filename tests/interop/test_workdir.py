@@ -55,6 +55,8 @@ def test_an_imported_directory_is_a_run_at_step_0(source, tmp_path, capsys):
   assert load_tokenizer(config["data"]["tokenizer"]).fingerprint == model.tokenizer.fingerprint
   with Checkpoints(workdir / "checkpoints") as checkpoints:
     assert checkpoints.steps() == [0]
+  tuples = "--config.data.stages=('100:1',)"  # which JSON has not
+  assert run("--mode=describe", f"--config={workdir / 'config.py'}", f"--workdir={tmp_path / 'look'}", tuples) == 0
 
 
 def test_an_imported_run_is_exported_to_what_it_came_from(source, tmp_path, capsys):

@@ -38,7 +38,13 @@ from ml_collections import ConfigDict
 
 
 def get_config() -> ConfigDict:
-  return ConfigDict(json.loads(Path(__file__).with_name("config.json").read_text()))
+  return ConfigDict(_with_tuples(json.loads(Path(__file__).with_name("config.json").read_text())))
+
+
+def _with_tuples(value):
+  if isinstance(value, dict):
+    return {{key: _with_tuples(item) for key, item in value.items()}}
+  return tuple(value) if isinstance(value, list) else value
 '''
 
 
