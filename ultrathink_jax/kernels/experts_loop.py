@@ -5,8 +5,7 @@ padded but the last chunk, and hidden units stay in the cache. This is the fast 
 run at full speed and gathering a copy of the weights for every block of rows (experts_sorted) costs more than they do.
 
 Gradients of kernels come from columns that were transposed once for all chunks: XLA on CPU takes long for products
-whose left operand is transposed. Kernels that are frozen have none, and those in few bits become numbers expert by
-expert.
+whose left operand is transposed. Frozen kernels have none; those in few bits become numbers expert by expert.
 
 Letters: T tokens of the whole batch  K choices of a token  E experts  D embed  F expert width  S sorted rows, one a
 choice, and room for a chunk  R rows of a chunk  r rank of an adapter.

@@ -18,7 +18,6 @@ from ultrathink_jax.parallel.sharding import is_spread
 from ultrathink_jax.types import Adapter
 
 PROJECTED = "projected"  # what a projection returns, by which remat policies know it
-DEQUANTIZED = "dequantized"  # and a kernel made of few bits, which none of them keeps
 ADAPTERS, QUANTIZED = "lora", "quantized"  # collections beside "params"
 
 
@@ -35,7 +34,7 @@ class _Weighted(nn.Module):
     if not self.has_variable(QUANTIZED, "kernel"):
       return self.param("kernel", init, shape, jnp.float32)
     kernel = dequantize(self.get_variable(QUANTIZED, "kernel"), dtype)
-    return checkpoint_name(kernel.reshape(shape), DEQUANTIZED)
+    return kernel.reshape(shape)
 
   def _adapter(self) -> Adapter | None:
     return self.get_variable(ADAPTERS, "adapter") if self.has_variable(ADAPTERS, "adapter") else None

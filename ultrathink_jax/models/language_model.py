@@ -59,8 +59,7 @@ class LanguageModel(nn.Module):
           x, group_aux = gathered_ahead(group, config, self.variables["params"][name], x, context, key)
           group_taps = {}
         else:
-          is_recomputed = cache is None and (config.remat != "none" or self._has_quantized)
-          stack = scanned(group, config, is_recomputed, name=name)
+          stack = scanned(group, config, is_recomputed=config.remat != "none" and cache is None, name=name)
           x, (new_cache[name], group_aux, group_taps) = stack(x, None if cache is None else cache[name], context)
         x = constrain(x, ("batch", "length", None))
         aux |= {f"{name}/{layer}": values for layer, values in group_aux.items()}
@@ -82,10 +81,6 @@ class LanguageModel(nn.Module):
       for number, values in zip(numbers, of_rounds, strict=True):
         aux |= {f"group_{number}/{layer}": value for layer, value in values.items()}
     return x, aux
-
-  @property
-  def _has_quantized(self) -> bool:
-    return bool(self.variables.get(QUANTIZED))
 
   def _variables_of(self, group: str) -> dict[str, Any]:
     return {name: tree[group] for name, tree in self.variables.items() if group in tree}

@@ -13,7 +13,7 @@ from flax import linen as nn
 from jaxtyping import Array, Float, Key
 
 from ultrathink_jax.config import ModelConfig
-from ultrathink_jax.layers.linear import ADAPTERS, DEQUANTIZED, PROJECTED, QUANTIZED
+from ultrathink_jax.layers.linear import ADAPTERS, PROJECTED, QUANTIZED
 from ultrathink_jax.layers.mamba import SCAN_LOSS
 from ultrathink_jax.layers.router import ROW_LOSSES
 from ultrathink_jax.models.layer import LAYER_OUTPUT, Period, groups
@@ -28,7 +28,6 @@ from ultrathink_jax.types import Context
 _policies = jax.checkpoint_policies
 # What the backward pass finds of a period's forward pass beside its input; the rest it computes again.
 REMAT: dict[str, Callable[..., Any] | None] = {
-  "none": _policies.save_anything_except_these_names(DEQUANTIZED),
   "full": None,
   "named": _policies.save_only_these_names(LAYER_OUTPUT),
   "dots": _policies.save_only_these_names(LAYER_OUTPUT, PROJECTED),
