@@ -123,15 +123,16 @@ def test_a_merged_model_and_an_adapter_file_compute_the_same(folder, adapted):
   [
     ([], 2, "checkpoint.init_from is empty"),
     (["--config.checkpoint.init_from=no/such"], 4, "neither a workdir"),
-    (["--config.lora.targets=('atention',)"], 2, "matches no weight matrix"),
+    (["--config.checkpoint.init_from=BASE", "--config.lora.targets=('atention',)"], 2, "matches no weight matrix"),
   ],
 )
 def test_a_base_that_is_not_there_is_one_line(folder, tmp_path, flags, code, said):
-  error = run(
-    f"--config={folder / 'new.py'}", f"--workdir={tmp_path}", "--config.lora.rank=2", *flags, code=code
-  ).stderr
+  flags = [flag.replace("BASE", str(folder / "base")) for flag in flags]
+  own = (f"--config={folder / 'new.py'}", f"--workdir={tmp_path}", "--config.lora.rank=2")
+  error = run(*own, *flags, code=code).stderr
   assert said in error
   assert "Traceback" not in error
+  assert (tmp_path / "config.json").exists() == ("targets" in "".join(flags))  # without a base the workdir is not taken
 
 
 def test_a_base_that_was_trained_on_is_another_base(folder, adapted):

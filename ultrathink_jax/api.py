@@ -1,7 +1,6 @@
 """A trained model for people at a prompt: `load(path)`, then `.logits`, `.generate`, `.save_pretrained`."""
 
 import dataclasses
-import json
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
@@ -9,17 +8,17 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import Mesh
 from jaxtyping import Array, Float, Int
 
 from ultrathink_jax import logs
 from ultrathink_jax.config import Config, GenerateConfig, ModelConfig
-from ultrathink_jax.config.older import from_saved
 from ultrathink_jax.data.tokenizer import Tokenizer, load_tokenizer
 from ultrathink_jax.errors import CheckpointError, ConfigError
 from ultrathink_jax.generate.engine import generate
 from ultrathink_jax.interop import huggingface
 from ultrathink_jax.interop.adapters import Adapters, compare_logits
-from ultrathink_jax.interop.bases import Base
+from ultrathink_jax.interop.bases import Base, saved_config, workdir_of
 from ultrathink_jax.interop.families import FAMILIES
 from ultrathink_jax.interop.pretrained import FORMAT, load_pretrained, save_pretrained, to_device
 from ultrathink_jax.interop.tokenizer_files import save_for_transformers
@@ -32,6 +31,7 @@ from ultrathink_jax.models.language_model import (
   single_documents,
   variables,
 )
+from ultrathink_jax.parallel.sharding import fitted_shardings, tree_shardings
 from ultrathink_jax.recipes import find_recipe
 from ultrathink_jax.train.checkpoint import Checkpoints, shapes_on
 from ultrathink_jax.train.progress import result_step
@@ -157,10 +157,9 @@ def load(path: str | Path) -> Model:
     DataError: it has no tokenizer that we read.
   """
   path = Path(path)
-  if path.parent.name == "checkpoints" and path.name.isdigit():
-    return _load_workdir(path.parent.parent, int(path.name))
-  if (path / "checkpoints").is_dir():
-    return _load_workdir(path, None)
+  workdir = workdir_of(path)
+  if workdir is not None:
+    return _load_workdir(workdir, None if workdir == path else int(path.name))
   if huggingface.is_huggingface(path):
     return Model(*huggingface.load(path), load_tokenizer(path))
   if (path / "config.json").is_file():
@@ -171,10 +170,7 @@ def load(path: str | Path) -> Model:
 
 
 def _load_workdir(workdir: Path, step: int | None) -> Model:
-  try:
-    config = from_saved(json.loads((workdir / "config.json").read_text()))
-  except (OSError, json.JSONDecodeError) as error:
-    raise CheckpointError(f"{workdir / 'config.json'} cannot be read: {error}") from error
+  config = saved_config(workdir)
   tokenizer = load_tokenizer(workdir / DATA_DIRECTORY / "tokenizer")
   if not config.is_adapted:
     params, step = restore_params(workdir, parameter_shapes(config.model), step)
@@ -183,13 +179,22 @@ def _load_workdir(workdir: Path, step: int | None) -> Model:
   return Model(config.model, adapters.weights, tokenizer, config.generate, step, adapters)
 
 
-def load_adapters(workdir: Path, config: Config, step: int | None = None) -> tuple[Adapters, int]:
-  """Returns what an adapted run has trained, with its base, and the step it is of."""
-  base = Base(config.checkpoint.init_from, config.model)
-  recipe = find_recipe(config)
-  init = jax.jit(lambda base: recipe.init(jax.random.key(config.train.seed), base), donate_argnums=0)
-  params, frozen = init(base.load())
-  params, step = restore_params(workdir, params, step)
+def load_adapters(
+  workdir: Path, config: Config, step: int | None = None, mesh: Mesh | None = None, averaged: bool = True
+) -> tuple[Adapters, int]:
+  """Returns what an adapted run has trained, with its base, and the step it is of.
+
+  They are laid out over `mesh`, by default on this process's first device.
+  """
+  base, recipe = Base(config.checkpoint.init_from, config.model), find_recipe(config)
+  init = lambda whole: recipe.init(jax.random.key(config.train.seed), whole)
+  of_base, of_params, layouts = None, None, None
+  if mesh is not None:
+    params, frozen = jax.eval_shape(init, parameter_shapes(config.model))
+    of_base, of_params = tree_shardings(mesh, recipe.base_axes), fitted_shardings(mesh, recipe.axes, params)
+    layouts = of_params, fitted_shardings(mesh, recipe.frozen_axes, frozen)
+  params, frozen = jax.jit(init, out_shardings=layouts, donate_argnums=0)(base.load(of_base))
+  params, step = restore_params(workdir, params, step, of_params, averaged)
   return Adapters(config, params, frozen, recipe.weights(params, frozen)), step
 
 

@@ -21,6 +21,12 @@ def require_at_least(section: str, config: Any, minimum: int | float, *keys: str
       raise ConfigError(f"{section}.{key}={getattr(config, key)} is below {minimum}; choose {minimum} or more")
 
 
+def require_positive(section: str, config: Any, *keys: str) -> None:
+  for key in keys:
+    if not getattr(config, key) > 0:
+      raise ConfigError(f"{section}.{key}={getattr(config, key)} is not positive; choose a value above 0")
+
+
 def require_fraction(section: str, config: Any, *keys: str) -> None:
   for key in keys:
     if not 0 <= getattr(config, key) < 1:

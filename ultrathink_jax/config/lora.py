@@ -3,7 +3,7 @@
 import dataclasses
 import math
 
-from ultrathink_jax.config.checks import require_at_least, require_choice, require_fraction
+from ultrathink_jax.config.checks import require_at_least, require_choice, require_fraction, require_positive
 from ultrathink_jax.errors import ConfigError
 
 QUANTIZED = ("int8", "int4", "nf4")
@@ -37,9 +37,7 @@ class LoraConfig:
       init=("kaiming", "pissa"),
       base_dtype=("float32", "bfloat16", *QUANTIZED),
     )
-    for key in ("alpha", "rate_ratio"):
-      if not getattr(self, key) > 0:
-        raise ConfigError(f"lora.{key}={getattr(self, key)} is not positive; choose a value above 0")
+    require_positive("lora", self, "alpha", "rate_ratio")
     if self.rank and not self.targets:
       raise ConfigError("lora.targets=() adapts nothing; choose ('attention',) or ('all',)")
     if self.init == "pissa" and (self.variant == "dora" or self.base_dtype in QUANTIZED):

@@ -2,7 +2,7 @@
 
 import dataclasses
 
-from ultrathink_jax.config.checks import require_at_least, require_choice, require_fraction
+from ultrathink_jax.config.checks import require_at_least, require_choice, require_fraction, require_positive
 from ultrathink_jax.errors import ConfigError
 
 
@@ -88,9 +88,7 @@ class OptimizerConfig:
     )
     require_at_least("optimizer", self, 1, "restarts")
     require_choice("optimizer", self, moment_dtype=("float32", "bfloat16"))
-    for key in ("epsilon", "clip_norm", "decay_power"):
-      if not getattr(self, key) > 0:
-        raise ConfigError(f"optimizer.{key}={getattr(self, key)} is not positive; choose a value above 0")
+    require_positive("optimizer", self, "epsilon", "clip_norm", "decay_power")
     if not 0 < self.decay_ratio <= 1:
       raise ConfigError(
         f"optimizer.decay_ratio={self.decay_ratio} is outside (0, 1]; choose the share of steps, as 0.2"

@@ -13,14 +13,15 @@ from ultrathink_jax.data.tokenizer import load_tokenizer
 from ultrathink_jax.errors import ConfigError
 from ultrathink_jax.interop import huggingface
 from ultrathink_jax.interop.bases import Base, saved_model
+from ultrathink_jax.interop.bases import tokenizer_directory as find_tokenizer
 from ultrathink_jax.interop.huggingface import find_exact
 from ultrathink_jax.interop.peft.adapter import PeftAdapter
 from ultrathink_jax.interop.peft.reading import read_adapter
 from ultrathink_jax.interop.workdir import write_first_checkpoint
 from ultrathink_jax.lora.adapters import from_named
-from ultrathink_jax.lora.adapting import adaptation_of
+from ultrathink_jax.lora.adapting import adaptation_of, without_empty
 from ultrathink_jax.lora.freezing import Trained
-from ultrathink_jax.lora.targets import PRESETS
+from ultrathink_jax.lora.targets import PRESETS, adaptable
 from ultrathink_jax.models.language_model import parameter_shapes
 from ultrathink_jax.models.naming import places, put_at
 
@@ -45,8 +46,8 @@ def import_adapter(source: Path, base: str, workdir: Path, config: Config, token
     train=dataclasses.replace(config.train, trainable=tuple(adapter.trained)),
     checkpoint=dataclasses.replace(config.checkpoint, init_from=base),
   )
-  own = Base(base, model)
-  load_tokenizer(own.tokenizer_directory).save(tokenizer_directory)
+  Base(base, model)  # which must be there, and whole
+  load_tokenizer(find_tokenizer(Path(base))).save(tokenizer_directory)
   write_first_checkpoint(workdir, config, _params(config, adapter))
   return config
 
@@ -56,7 +57,7 @@ def _section(defaults: LoraConfig, adapter: PeftAdapter, model: ModelConfig) -> 
   named = {name.removesuffix(".kernel"): each for name, each in adapter.adapters.items()}
   rank = Counter(each.rank for each in named.values()).most_common(1)[0][0]
   alpha = Counter(each.alpha for each in named.values()).most_common(1)[0][0]
-  everything = [name.removesuffix(".kernel") for name in places(model, parameter_shapes(model)) if _may_have(name)]
+  everything = adaptable(model)
   preset = next((key for key, test in PRESETS.items() if set(named) == set(filter(test, everything))), None)
   has_magnitude = any(each.magnitude is not None for each in named.values())
   return dataclasses.replace(
@@ -74,17 +75,13 @@ def _section(defaults: LoraConfig, adapter: PeftAdapter, model: ModelConfig) -> 
   )
 
 
-def _may_have(name: str) -> bool:
-  return name.startswith("layers.") and name.endswith(".kernel") and ".conv_" not in name
-
-
 def _params(config: Config, adapter: PeftAdapter) -> dict[str, Any]:
   adaptation, trained = adaptation_of(config), {}
   at = places(config.model, parameter_shapes(config.model))
   for each in adaptation.trained:
     put_at(trained, each.path, _rows(each, at, adapter))
   parts = {"lora": from_named(adaptation.targets, adapter.adapters), "trained": trained}
-  return jax.tree.map(jnp.asarray, {name: tree for name, tree in parts.items() if tree})
+  return jax.tree.map(jnp.asarray, without_empty(parts))
 
 
 def _rows(each: Trained, at: dict[str, Any], adapter: PeftAdapter) -> Any:

@@ -8,11 +8,12 @@ from typing import Any
 import jax
 import xxhash
 
-from ultrathink_jax.config import ModelConfig
+from ultrathink_jax.config import Config, ModelConfig
 from ultrathink_jax.config.older import from_saved
 from ultrathink_jax.errors import CheckpointError, ConfigError
 from ultrathink_jax.interop import huggingface
 from ultrathink_jax.interop.pretrained import load_pretrained, read_model
+from ultrathink_jax.interop.workdir import RUN_KEYS
 from ultrathink_jax.logs import log
 from ultrathink_jax.models.language_model import parameter_shapes
 from ultrathink_jax.train.checkpoint import Checkpoints, shapes_on
@@ -20,12 +21,8 @@ from ultrathink_jax.train.digests import MANIFEST
 from ultrathink_jax.train.progress import result_step
 from ultrathink_jax.types import Parameters
 
-# Keys of the model section that may differ between a base and what is made of it: how it is run, not what it is.
-RUN_KEYS = (
-  *("dtype", "remat", "gather_ahead", "pipe_micro_batches", "unroll"),
-  *("attention_backend", "experts_backend", "ssd_backend"),
-  *("capacity_factor", "expert_buffer_factor", "expert_chunks", "router_noise", "router_noise_steps"),
-)
+# Keys of the model section that may differ between a base and what is made of it.
+_FREE_KEYS = (*RUN_KEYS, "dtype", "pipe_micro_batches", "expert_buffer_factor", "expert_chunks")
 
 
 class Base:
@@ -55,11 +52,6 @@ class Base:
       f"checkpoint.init_from={path} is neither a workdir with checkpoints nor a saved model; train, import or save one "
       "there, or name another"
     )
-
-  @property
-  def tokenizer_directory(self) -> Path:
-    """Where the tokenizer lies that the base was trained with."""
-    return tokenizer_directory(self.path)
 
   @property
   def fingerprint(self) -> str:
@@ -106,15 +98,20 @@ def workdir_of(path: Path) -> Path | None:
   return path if (path / "checkpoints").is_dir() else None
 
 
+def saved_config(workdir: Path) -> Config:
+  """Returns the configuration of a run. Raises CheckpointError where it has none that can be read."""
+  try:
+    return from_saved(json.loads((workdir / "config.json").read_text()))
+  except (OSError, json.JSONDecodeError) as error:
+    raise CheckpointError(f"{workdir / 'config.json'} cannot be read: {error}") from error
+
+
 def saved_model(path: Path) -> ModelConfig:
   """Returns the model of a workdir or a saved directory that can be a base. Raises CheckpointError and ConfigError."""
   workdir = workdir_of(path)
   if workdir is None:
     return huggingface.read_config(path)[1] if huggingface.is_huggingface(path) else read_model(path)
-  try:
-    config = from_saved(json.loads((workdir / "config.json").read_text()))
-  except (OSError, json.JSONDecodeError) as error:
-    raise CheckpointError(f"{workdir / 'config.json'} cannot be read: {error}") from error
+  config = saved_config(workdir)
   if config.is_adapted:
     raise ConfigError(
       f"{workdir} is adapted itself, and holds no whole model: write the one it makes with --mode=export --merge "
@@ -125,7 +122,7 @@ def saved_model(path: Path) -> ModelConfig:
 
 def _require_same(path: Path, model: ModelConfig, saved: ModelConfig) -> None:
   ours, theirs = dataclasses.asdict(model), dataclasses.asdict(saved)
-  others = [key for key in ours if key not in RUN_KEYS and ours[key] != theirs[key]]
+  others = [key for key in ours if key not in _FREE_KEYS and ours[key] != theirs[key]]
   if others:
     differences = ", ".join(f"model.{key} is {theirs[key]!r} there and {ours[key]!r} here" for key in others[:3])
     raise ConfigError(

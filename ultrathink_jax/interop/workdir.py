@@ -15,7 +15,7 @@ from ultrathink_jax.train.state import begin
 from ultrathink_jax.types import Parameters
 
 # Keys of the model section that say how an imported model is trained or run, not what it is.
-_RUN_KEYS = (
+RUN_KEYS = (
   "remat",
   "gather_ahead",
   "unroll",
@@ -60,7 +60,7 @@ def import_directory(source: Path, workdir: Path, config: Config, tokenizer_dire
     raise ConfigError(f"{workdir} holds a run already; choose another --workdir")
   tokenizer = load_tokenizer(source)
   model, params = huggingface.load(source)
-  model = dataclasses.replace(model, **{key: getattr(config.model, key) for key in _RUN_KEYS})
+  model = dataclasses.replace(model, **{key: getattr(config.model, key) for key in RUN_KEYS})
   own_tokenizer = workdir / "tokenizer"
   for directory in (own_tokenizer, tokenizer_directory):
     tokenizer.save(directory)

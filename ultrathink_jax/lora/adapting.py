@@ -44,7 +44,7 @@ class Adaptation(NamedTuple):
     """Returns what is trained at first, and what is frozen."""
     adapters, start = init_adapters(self.targets, self.lora, key, base)
     parts = {"lora": adapters, "trained": take(self.trained, base)}
-    return _without_empty(parts), Frozen(*freeze(self.trained, base, self.lora.base_dtype), start, inner)
+    return without_empty(parts), Frozen(*freeze(self.trained, base, self.lora.base_dtype), start, inner)
 
   def join(self, params: Parameters, frozen: Frozen, is_training: bool) -> Adapted:
     """Returns what the model reads."""
@@ -85,7 +85,7 @@ def adapted(config: Config, recipe: Recipe) -> Recipe:
   base_axes = frozen_axes(config.model, adaptation.trained, config.lora.base_dtype)
   return recipe._replace(
     init=init,
-    axes=_without_empty(parts),
+    axes=without_empty(parts),
     loss=through(recipe.loss),
     sampled_loss=through(recipe.sampled_loss),
     frozen_axes=Frozen(*base_axes, start_axes, recipe.frozen_axes),
@@ -102,5 +102,6 @@ def optimizer_of(config: Config) -> OptimizerConfig:
   return dataclasses.replace(config.optimizer, rate_multipliers=(*config.optimizer.rate_multipliers, faster))
 
 
-def _without_empty(parts: dict[str, Any]) -> dict[str, Any]:
+def without_empty(parts: dict[str, Any]) -> dict[str, Any]:
+  """Returns the parts of what is trained that there are."""
   return {name: tree for name, tree in parts.items() if tree}

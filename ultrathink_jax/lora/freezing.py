@@ -16,7 +16,7 @@ import numpy as np
 from ultrathink_jax.config import ModelConfig
 from ultrathink_jax.config.lora import QUANTIZED
 from ultrathink_jax.errors import ConfigError
-from ultrathink_jax.kernels.quantized import quantize
+from ultrathink_jax.kernels.quantized import Quantized, quantize
 from ultrathink_jax.models.components import component
 from ultrathink_jax.models.language_model import parameter_axes, parameter_shapes
 from ultrathink_jax.models.layer import layer_paths
@@ -175,13 +175,13 @@ def frozen_axes(model: ModelConfig, trained: Sequence[Trained], dtype: str) -> t
   """Returns the logical axes of what `freeze` returns."""
   shapes, axes = parameter_shapes(model), parameter_axes(model)
   floats, quantized = jax.eval_shape(lambda base: freeze(trained, base, dtype), shapes)
-  of_floats = jax.tree_util.tree_map_with_path(lambda keys, _: leaf_at(axes, tuple(k.key for k in keys)), floats)
-  of_quantized: dict[str, Any] = {}
-  for keys, _ in jax.tree_util.tree_leaves_with_path(quantized):
-    path = tuple(key.key for key in keys if hasattr(key, "key"))
-    if path not in of_quantized:
-      of_quantized[path] = flat_axes(leaf_at(axes, path), matrix_dims(dict_path(path), leaf_at(shapes, path)))
-  tree: dict[str, Any] = {}
-  for path, names in of_quantized.items():
-    put_at(tree, path, jax.tree.map(lambda _, names=names: names, leaf_at(quantized, path)))
-  return of_floats, tree
+  own = lambda keys: leaf_at(axes, tuple(key.key for key in keys))
+  of_floats = jax.tree_util.tree_map_with_path(lambda keys, _: own(keys), floats)
+
+  def of_kernel(keys: Any, kernel: Quantized) -> Quantized:
+    path = tuple(key.key for key in keys)
+    names = flat_axes(own(keys), matrix_dims(keys, leaf_at(shapes, path)))
+    return jax.tree.map(lambda _: names, kernel)
+
+  is_kernel = lambda leaf: isinstance(leaf, Quantized)
+  return of_floats, jax.tree_util.tree_map_with_path(of_kernel, quantized, is_leaf=is_kernel)

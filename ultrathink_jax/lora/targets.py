@@ -11,7 +11,7 @@ from ultrathink_jax.config.lora import split_pattern
 from ultrathink_jax.errors import ConfigError
 from ultrathink_jax.models.language_model import parameter_axes, parameter_shapes
 from ultrathink_jax.models.matrices import dict_path, flat_axes, matrix_dims
-from ultrathink_jax.models.naming import leaf_at, places
+from ultrathink_jax.models.naming import Place, leaf_at, places
 
 
 class Target(NamedTuple):
@@ -86,9 +86,8 @@ def find_targets(config: Config) -> list[Target]:
     return []
   shapes, axes = parameter_shapes(config.model), parameter_axes(config.model)
   stacks: dict[tuple[str, ...], dict[int, str]] = {}
-  for name, place in places(config.model, shapes).items():
-    if place.repeat is not None and name.endswith(".kernel") and ".conv_" not in name:
-      stacks.setdefault(place.path, {})[place.repeat] = name.removesuffix(".kernel")
+  for name, place in adaptable(config.model).items():
+    stacks.setdefault(place.path, {})[place.repeat] = name
   names = [name for stack in stacks.values() for name in stack.values()]
   chosen = _chosen("lora.targets", lora.targets, names)
   ranks = _by_pattern("lora.rank_pattern", lora.rank_pattern, chosen)
@@ -116,6 +115,15 @@ def find_targets(config: Config) -> list[Target]:
       found.append(target)
   _check(lora, found)
   return found
+
+
+def adaptable(model: ModelConfig) -> dict[str, Place]:
+  """Returns {name: place of its kernel} of every module that can have an adapter: layers.0.attention.query, ..."""
+  return {
+    name.removesuffix(".kernel"): place
+    for name, place in places(model, parameter_shapes(model)).items()
+    if place.repeat is not None and name.endswith(".kernel") and ".conv_" not in name
+  }
 
 
 def _default_rank(lora: LoraConfig, model: ModelConfig, name: str) -> int:

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from typing import Any
 
+TRAINED_PARTS = ("lora", "trained")  # of what an adapted run trains, each a tree by the paths of the model
 COMPONENTS = ("embedding", "attention", "mamba", "mlp", "experts", "router", "norm", "output")
 
 _TOPS = {"embedding": "embedding", "unembedding": "output", "final_norm": "norm"}
@@ -17,7 +18,7 @@ def component(path: Sequence[Any]) -> str:
   ValueError for a path that no model has.
   """
   names = [str(getattr(entry, "key", entry)) for entry in path]
-  if names[0] in ("lora", "trained"):  # the parts of what an adapted run trains
+  if names[0] in TRAINED_PARTS:
     names = names[1:]
   if names[0] in _TOPS:
     return _TOPS[names[0]]

@@ -9,8 +9,9 @@ from typing import Any, NamedTuple
 import jax
 from jaxtyping import Array, Float
 
+from ultrathink_jax.models.components import TRAINED_PARTS
+
 FACTORS = ("lora_a", "lora_b")  # leaves of an adapter
-_PARTS = ("lora", "trained")  # of what an adapted run trains, each a tree by the paths of the model
 
 
 class MatrixDims(NamedTuple):
@@ -29,7 +30,7 @@ def path_name(path: tuple[Any, ...]) -> str:
 def model_path(path: tuple[Any, ...]) -> list[str]:
   """Returns the names of a path in the model; what an adapted run trains is one level deeper."""
   names = [key.key for key in path]
-  return names[1:] if names[0] in _PARTS else names
+  return names[1:] if names[0] in TRAINED_PARTS else names
 
 
 def is_matrix(path: tuple[Any, ...]) -> bool:

@@ -3,6 +3,8 @@
 from pathlib import Path
 from typing import Any
 
+from jax.sharding import Mesh
+
 from ultrathink_jax import api
 from ultrathink_jax.config import Config
 from ultrathink_jax.data.prepare import PreparedData, open_prepared
@@ -13,7 +15,7 @@ from ultrathink_jax.evaluate.harness import run_tasks
 from ultrathink_jax.interop.bases import Base, workdir_of
 from ultrathink_jax.logs import log
 from ultrathink_jax.lora.freezing import find_trained, place, take
-from ultrathink_jax.models.language_model import parameter_shapes
+from ultrathink_jax.models.language_model import parameter_axes, parameter_shapes
 from ultrathink_jax.modes.shared import format_result, make_evaluation, prepare, with_tokenizer, write
 from ultrathink_jax.parallel.mesh import make_mesh
 from ultrathink_jax.parallel.processes import is_first, num_processes
@@ -38,7 +40,7 @@ def evaluate(config: Config, workdir: Path) -> None:
   mesh = make_mesh(config)
   adapters = None
   if config.is_adapted:
-    adapters, step = api.load_adapters(workdir, config)
+    adapters, step = api.load_adapters(workdir, config, mesh=mesh, averaged=config.evaluate.averaged)
     params = adapters.weights
   else:
     shardings = tree_shardings(mesh, find_recipe(config).axes)
@@ -53,7 +55,7 @@ def evaluate(config: Config, workdir: Path) -> None:
     if config.evaluate.tasks:
       values["tasks"] = _run_tasks(config, model)
     if adapters is not None:
-      _compare(config, workdir, prepared, model)
+      _compare(config, workdir, prepared, model, mesh)
   write(workdir / "evaluation.json", values)
 
 
@@ -66,7 +68,7 @@ def _run_tasks(config: Config, model: api.Model) -> dict[str, Any]:
   return found
 
 
-def _compare(config: Config, workdir: Path, prepared: PreparedData, model: api.Model) -> None:
+def _compare(config: Config, workdir: Path, prepared: PreparedData, model: api.Model, mesh: Mesh) -> None:
   """Compares an adapted run with its base and writes what it finds."""
   settings = comparison.Settings(
     config.train.sequence_length,
@@ -79,7 +81,7 @@ def _compare(config: Config, workdir: Path, prepared: PreparedData, model: api.M
   general = _about_as_many(_general(config, model), documents)
   kinds = f" and {len(general)} general ones" if general else ""
   log(f"[evaluate] {len(documents)} held-out documents{kinds}, by the base and by what was made of it")
-  base = _base(config, model.params)
+  base = _base(config, model.params, mesh)
   found = comparison.compare(config.model, base, model.params, prepared.tokenizer, documents, general, settings)
   for line in found.lines():
     log(line)
@@ -100,12 +102,12 @@ def _about_as_many(general: list[HeldOut], documents: list[HeldOut]) -> list[Hel
   return chosen
 
 
-def _base(config: Config, weights: Adapted) -> Adapted:
+def _base(config: Config, weights: Adapted, mesh: Mesh) -> Adapted:
   """Returns the base in the arrays of what was made of it, but for parameters that were trained in full."""
   trained = find_trained(config.model, config.train.trainable)
   params = weights.params
   if trained:
-    whole = Base(config.checkpoint.init_from, config.model).load()
+    whole = Base(config.checkpoint.init_from, config.model).load(tree_shardings(mesh, parameter_axes(config.model)))
     params = place(trained, params, take(trained, whole))
   return weights._replace(params=params, lora={})
 

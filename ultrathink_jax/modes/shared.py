@@ -45,8 +45,7 @@ def with_tokenizer(config: Config) -> Config:
   path = config.checkpoint.init_from
   if not path or config.data.tokenizer != "auto":
     return config
-  base = find_base(config)
-  directory = tokenizer_directory(Path(path)) if base is None else base.tokenizer_directory
+  directory = tokenizer_directory(Path(path))
   if not directory.is_dir():
     return config
   return dataclasses.replace(config, data=dataclasses.replace(config.data, tokenizer=str(directory)))

@@ -15,6 +15,7 @@ from ultrathink_jax.data.loader import training_loader
 from ultrathink_jax.data.prepare import PreparedData
 from ultrathink_jax.errors import ConfigError
 from ultrathink_jax.evaluate.perplexity import Evaluation
+from ultrathink_jax.interop.bases import Base
 from ultrathink_jax.interruption import Interruption
 from ultrathink_jax.locking import workdir_lock
 from ultrathink_jax.logs import log
@@ -66,6 +67,7 @@ def train(config: Config, workdir: Path, invocation: Invocation) -> None:
   Where a device runs out of memory, the run goes on once with smaller micro-batches and more recomputation.
   """
   require_sinks(config.log)
+  base = find_base(config)  # before the workdir is anybody's
   config = with_tokenizer(config)
   invocation.interruption.stop_seconds = config.checkpoint.stop_seconds
   hang_seconds = config.train.hang_seconds
@@ -75,7 +77,7 @@ def train(config: Config, workdir: Path, invocation: Invocation) -> None:
   ):
     if is_first():
       claim(workdir, config, log, invocation.force)
-    run = _Run(config, workdir, invocation, supervisor)
+    run = _Run(config, workdir, invocation, supervisor, base)
     while True:
       try:
         run.run()
@@ -90,8 +92,8 @@ def train(config: Config, workdir: Path, invocation: Invocation) -> None:
 class _Run:
   """A run in this process: what it is found to be, step by step."""
 
-  def __init__(self, config: Config, workdir: Path, invocation: Invocation, supervisor: Supervisor):
-    self.config = config
+  def __init__(self, config: Config, workdir: Path, invocation: Invocation, supervisor: Supervisor, base: Base | None):
+    self.config, self._base = config, base
     self._workdir, self._invocation, self._supervisor = workdir, invocation, supervisor
     self._goodput = Goodput(workdir)
     self._profiler = Profiler(invocation.profile_steps, workdir, log)
@@ -111,7 +113,7 @@ class _Run:
     prepared = self._data()
     log(f"[length] {format_length(config.train, config.train.steps, training_loader(config, prepared).rows_per_epoch)}")
     facts["data"] = data_facts(prepared)
-    evaluation, base = make_evaluation(config, prepared, plan.mesh), find_base(config)
+    evaluation, base = make_evaluation(config, prepared, plan.mesh), self._base
     write(workdir / "run.json", read_json(workdir / "run.json") | facts)
     around = Surroundings(
       workdir,

@@ -72,6 +72,12 @@ def tree_shardings(mesh: Mesh, axes: Any, is_over_fsdp: bool = True) -> Any:
   return jax.tree.map(lay, axes, is_leaf=_is_axes)
 
 
+def fitted_shardings(mesh: Mesh, axes: Any, tree: Any, is_over_fsdp: bool = True) -> Any:
+  """Returns `tree_shardings` with those dims of the leaves of `tree` whole that devices can not share evenly."""
+  lay = lambda leaf, sharding: fitted(sharding, leaf.shape)
+  return jax.tree.map(lay, tree, tree_shardings(mesh, axes, is_over_fsdp))
+
+
 def constrain_tree(tree: Any, axes: Any, is_over_fsdp: bool) -> Any:
   """Returns the tree laid out by the logical axes of its leaves on the mesh set with jax.set_mesh, if any."""
   if jax.sharding.get_abstract_mesh().empty:

@@ -9,7 +9,7 @@ import optax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from ultrathink_jax.config import Config
-from ultrathink_jax.parallel.sharding import fitted, optimizer_shardings, tree_shardings
+from ultrathink_jax.parallel.sharding import fitted_shardings, optimizer_shardings
 from ultrathink_jax.train import guard
 from ultrathink_jax.types import Parameters, Recipe, TrainState
 
@@ -35,11 +35,9 @@ def state_shardings(
   config: Config, mesh: Mesh, recipe: Recipe, optimizer: optax.GradientTransformation, state: TrainState
 ) -> TrainState:
   """Returns the layout of `state` (arrays or shapes): parameters over fsdp by mesh.zero, moments always."""
-  lay = lambda **which: jax.tree.map(
-    lambda leaf, sharding: fitted(sharding, leaf.shape), state.params, tree_shardings(mesh, recipe.axes, **which)
-  )
-  params = lay(is_over_fsdp=config.mesh.zero == 3)
-  opt_state = optimizer_shardings(mesh, optimizer, state.opt_state, lay())
+  params = fitted_shardings(mesh, recipe.axes, state.params, is_over_fsdp=config.mesh.zero == 3)
+  moments = fitted_shardings(mesh, recipe.axes, state.params)
+  opt_state = optimizer_shardings(mesh, optimizer, state.opt_state, moments)
   if config.optimizer.offload:
     opt_state = jax.tree.map(lambda sharding: sharding.with_memory_kind("pinned_host"), opt_state)
   everywhere = NamedSharding(mesh, PartitionSpec())
@@ -50,8 +48,7 @@ def frozen_shardings(config: Config, mesh: Mesh, recipe: Recipe, frozen: Any) ->
   """Returns the layout of what is frozen (arrays or shapes): as parameters, where the devices share it evenly."""
   if recipe.frozen_axes is None:
     return None
-  shardings = tree_shardings(mesh, recipe.frozen_axes, is_over_fsdp=config.mesh.zero == 3)
-  return jax.tree.map(lambda leaf, sharding: fitted(sharding, leaf.shape), frozen, shardings)
+  return fitted_shardings(mesh, recipe.frozen_axes, frozen, is_over_fsdp=config.mesh.zero == 3)
 
 
 def to_device(shardings: Any) -> Callable[[Any], Any]:
