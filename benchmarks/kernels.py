@@ -131,13 +131,17 @@ def _compile(function: Callable[..., Any], problem: Problem, form: Callable[...,
   return lowered.compile(compiler_options=compiler_options(problem.inputs[0].dtype.name))
 
 
-def speeds(kernel: str, config: Config, matmul: Limit, bandwidth: Limit, repeats: int) -> list[list[str]]:
-  """Returns a line of the table for each form of the kernel."""
+def speeds(
+  kernel: str, config: Config, matmul: Limit, bandwidth: Limit, repeats: int, form_names: Sequence[str]
+) -> list[list[str]]:
+  """Returns a line of the table for each form of the kernel that is among the names, or for all if there are none."""
   problem = make_problem(kernel, config)
   keys = jax.random.split(jax.random.key(0), len(problem.inputs))
   inputs = tuple(jax.random.normal(k, s.shape, s.dtype) * 0.1 for k, s in zip(keys, problem.inputs, strict=True))
   rows = []
   for name, form in FORMS[kernel].items():
+    if form_names and name not in form_names:
+      continue
     row = [kernel, name]
     if name == "pallas" and describe_devices().platform == "cpu":
       rows.append([*row, "interpreted here, not timed", *[""] * 5])
@@ -192,6 +196,7 @@ def memory_lines(config: Config, lengths: Sequence[int], vocab_size: int) -> lis
 def main(argv: Sequence[str]) -> None:
   values, holder = options.define(argv)
   flags.DEFINE_multi_enum("kernel", list(FORMS), list(FORMS), "Which; may be repeated.", flag_values=values)
+  flags.DEFINE_list("forms", [], "Which forms of them; all unless given.", flag_values=values)
   flags.DEFINE_integer("repeats", 5, "Runs of which the best counts.", lower_bound=1, flag_values=values)
   flags.DEFINE_bool("memory", False, "Memory instead of speed.", flag_values=values)
   flags.DEFINE_multi_integer("length", _MEMORY_LENGTHS, "Tokens of --memory.", flag_values=values)
@@ -201,7 +206,7 @@ def main(argv: Sequence[str]) -> None:
     options.publish(f"memory {name}", memory_lines(config, values.length, values.vocab_size), values.write)
     return
   matmul, bandwidth = measured_flops(config.model.dtype), measured_bandwidth()
-  rows = [row for kernel in values.kernel for row in speeds(kernel, config, matmul, bandwidth, values.repeats)]
+  rows = [row for kernel in values.kernel for row in speeds(kernel, config, matmul, bandwidth, values.repeats, values.forms)]
   header = ["kernel", "form", "forward ms", "rate", "of limit", "with backward ms", "rate", "of limit"]
   lines = [
     f"- widths of {name}; batch: {config.train.batch_size} x {config.train.sequence_length} tokens",

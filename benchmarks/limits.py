@@ -18,8 +18,9 @@ _PEAK_FLOPS = {
   "TPU v5p": {"bfloat16": 459e12},
   "TPU v6 lite": {"bfloat16": 918e12},
 }
-_MATMUL_DIM = 2048
+_MATMUL_DIM = {"cpu": 2048, "gpu": 8192, "tpu": 8192}
 _STREAM_BYTES = 2**28  # of each array that is streamed; larger than any cache
+_RUN_SECONDS = 0.02
 
 
 class Limit(NamedTuple):
@@ -30,14 +31,21 @@ class Limit(NamedTuple):
 
 
 def best_seconds(function: Callable[..., Any], *arguments: Any, repeats: int = 5) -> float:
-  """Returns the shortest time of several runs after a first one that is not counted."""
+  """Returns the shortest time of several runs after a first one that is not counted.
+
+  A run is so many calls in a row that they take `_RUN_SECONDS`: what a device does while the next call is prepared.
+  """
   jax.block_until_ready(function(*arguments))
-  seconds = []
-  for _ in range(repeats):
+
+  def run(calls: int) -> float:
     begun = time.perf_counter()
-    jax.block_until_ready(function(*arguments))
-    seconds.append(time.perf_counter() - begun)
-  return min(seconds)
+    for _ in range(calls):
+      out = function(*arguments)
+    jax.block_until_ready(out)
+    return (time.perf_counter() - begun) / calls
+
+  calls = max(1, round(_RUN_SECONDS / run(1)))
+  return min(run(calls) for _ in range(repeats))
 
 
 def peak_flops(dtype: str, peak_tflops: float | None = None) -> Limit:
@@ -52,11 +60,12 @@ def peak_flops(dtype: str, peak_tflops: float | None = None) -> Limit:
 
 
 def measured_flops(dtype: str) -> Limit:
-  """Returns the FLOP/s of a square matrix product, the best of several."""
-  a = jnp.ones((_MATMUL_DIM, _MATMUL_DIM), dtype)
+  """Returns the FLOP/s of a square product of random matrices, the best of several; zeros would run faster."""
+  dim = _MATMUL_DIM[describe_devices().platform]
+  a = jax.random.normal(jax.random.key(0), (dim, dim)).astype(dtype)
   seconds = best_seconds(jax.jit(lambda a, b: a @ b), a, a)
-  shape = " x ".join([str(_MATMUL_DIM)] * 3)
-  return Limit(2 * _MATMUL_DIM**3 / seconds, f"measured in this run: {shape} product in {dtype}")
+  shape = " x ".join([str(dim)] * 3)
+  return Limit(2 * dim**3 / seconds, f"measured in this run: {shape} product in {dtype}")
 
 
 def measured_bandwidth() -> Limit:

@@ -57,17 +57,19 @@ PATTERNS: dict[str, Callable[[int], str]] = {
   "hybrid": _hybrid,
 }
 SHAPES = (*SIZES, "ultra3b")
+_SMALL = ("tiny", "small")
 
 
 def make_config(shape: str, kind: str, dtype: str) -> Config:
-  """Returns the configuration of a run with one of SHAPES; nothing is recomputed in the backward pass.
+  """Returns the configuration of a run with one of SHAPES.
 
-  `ultra3b` is configs/ultra3b.py at rows of 8k tokens, and has a pattern of its own whatever the `kind`.
+  On one GPU the backward pass finds the results of products and kernels again (remat "dots"); of the small shapes,
+  everything. `ultra3b` is configs/ultra3b.py at rows of 8k tokens, and has a pattern of its own whatever the `kind`.
   """
   if shape == "ultra3b":
     config = ultra3b.get_config()
     config.train.update(batch_size=2, accumulation_steps=1)
-    config.model.dtype = dtype
+    config.model.update(dtype=dtype, remat="dots")
     return from_mapping(config.to_dict())
   size = SIZES[shape]
   config = base.get_config()
@@ -77,7 +79,7 @@ def make_config(shape: str, kind: str, dtype: str) -> Config:
     embed_dim=size.embed_dim,
     tie_embeddings=size.is_tied,
     dtype=dtype,
-    remat="none",
+    remat="none" if shape in _SMALL else "dots",
     num_heads=size.num_heads,
     num_kv_heads=size.num_kv_heads,
     head_dim=size.embed_dim // size.num_heads,

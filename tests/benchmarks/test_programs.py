@@ -16,7 +16,7 @@ MINIATURE = ["--shape=tiny", "--dtype=float32", "--batch_size=8", "--sequence_le
 @pytest.fixture(autouse=True)
 def _small_limits(monkeypatch):
   """Measures the machine's limits on little: these tests read the pages, not the numbers."""
-  monkeypatch.setattr(limits, "_MATMUL_DIM", 64)
+  monkeypatch.setitem(limits._MATMUL_DIM, "cpu", 64)
   monkeypatch.setattr(limits, "_STREAM_BYTES", 2**16)
 
 

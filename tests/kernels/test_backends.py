@@ -12,28 +12,27 @@ from ultrathink_jax.kernels.attention import Scoring
 PLAIN = Scoring(1.0)
 
 
-def on(monkeypatch, platform, packages=()):
-  """Makes this process look like it had another platform and only the given optional packages."""
+def on(monkeypatch, platform):
+  """Makes this process look like it had another platform and no optional packages."""
 
   class Device:
     compute_capability = "9.0"
 
   monkeypatch.setattr(jax, "default_backend", lambda: platform)
   monkeypatch.setattr(jax, "devices", lambda: [Device()])
-  monkeypatch.setattr(backends.importlib.util, "find_spec", lambda name: name if name in packages else None)
+  monkeypatch.setattr(backends.importlib.util, "find_spec", lambda name: None)
 
 
 @pytest.mark.parametrize(
-  ("platform", "packages", "attention", "ssd", "dropless", "dropping"),
+  ("platform", "attention", "ssd", "dropless", "dropping"),
   [
-    ("cpu", (), "blockwise", "chunked", "loop", "loop"),
-    ("gpu", (), "pallas", "pallas", "pallas", "capacity"),
-    ("gpu", ("tokamax",), "pallas", "pallas", "tokamax", "capacity"),
-    ("tpu", ("tokamax",), "pallas", "pallas", "pallas", "capacity"),
+    ("cpu", "blockwise", "chunked", "loop", "loop"),
+    ("gpu", "cudnn", "pallas", "pallas", "capacity"),
+    ("tpu", "pallas", "pallas", "pallas", "capacity"),
   ],
 )
-def test_auto_follows_the_platform(monkeypatch, platform, packages, attention, ssd, dropless, dropping):
-  on(monkeypatch, platform, packages)
+def test_auto_follows_the_platform(monkeypatch, platform, attention, ssd, dropless, dropping):
+  on(monkeypatch, platform)
   assert backends.resolve_attention("auto", PLAIN, False) == attention
   assert backends.resolve_ssd("auto") == ssd
   assert backends.resolve_experts("auto", None) == dropless
@@ -69,6 +68,7 @@ def test_cudnn_refuses_what_it_cannot_do(monkeypatch, changes, what):
   assert backends.resolve_attention("cudnn", *ours.values()) == "cudnn"
   with pytest.raises(ConfigError, match=what):
     backends.resolve_attention("cudnn", *(ours | changes).values())
+  assert backends.resolve_attention("auto", *(ours | changes).values()) == "pallas"
 
 
 def test_cudnn_refuses_other_platforms():

@@ -11,9 +11,11 @@ from functools import partial
 
 import jax
 import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Bool, Float, Int
 
 from ultrathink_jax.kernels.attention import Scoring, visible
+from ultrathink_jax.kernels.names import KERNEL_OUTPUT
 from ultrathink_jax.kernels.soft_cap import soft_cap, through_soft_cap
 
 _BLOCK_TOKENS = 128
@@ -99,6 +101,7 @@ def _attend_forward(query, key, value, sinks, where, scoring: Scoring, start: in
     outs.append(jnp.where(is_token, mixed / normalizer, 0).astype(query.dtype))
     log_normalizers.append(highest + jnp.log(normalizer))
   out, log_normalizer = jnp.concatenate(outs, axis=3), jnp.concatenate(log_normalizers, axis=3)
+  out, log_normalizer = (checkpoint_name(array, KERNEL_OUTPUT) for array in (out, log_normalizer))
   return out, (query, key, value, sinks, where, out, log_normalizer)
 
 

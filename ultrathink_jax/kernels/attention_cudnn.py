@@ -8,6 +8,7 @@ JAX derives the place of a document's keys from the number of query heads.
 Letters: B batch  T query length  S key length  N query heads  K kv heads  H head dim  M most documents of a row.
 """
 
+from functools import partial
 from typing import NamedTuple
 
 import jax
@@ -70,10 +71,28 @@ def attention_cudnn(
   documents = find_documents(query_segments, _MAX_DOCUMENTS)
   return jax.lax.cond(
     jnp.max(documents.count) <= _MAX_DOCUMENTS,
-    lambda query, key, value: _attend(query, key, value, query_segments != 0, documents, scoring),
-    lambda query, key, value: attention_pallas(query, key, value, *where, scoring),
+    lambda *arrays: _attend(*arrays, query_segments != 0, documents, scoring),
+    lambda *arrays: _by_pallas(*arrays, where, scoring),
     *(query, key, value),
   )
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(4,))
+def _by_pallas(query, key, value, where, scoring: Scoring):
+  """Returns `attention_pallas` and keeps nothing of it: each branch makes room for what the other one keeps."""
+  return attention_pallas(query, key, value, *where, scoring)
+
+
+def _by_pallas_forward(query, key, value, where, scoring: Scoring):
+  return _by_pallas(query, key, value, where, scoring), (query, key, value, where)
+
+
+def _by_pallas_backward(scoring: Scoring, residuals, gradient):
+  *arrays, where = residuals
+  return *jax.vjp(lambda *arrays: attention_pallas(*arrays, *where, scoring), *arrays)[1](gradient), None
+
+
+_by_pallas.defvjp(_by_pallas_forward, _by_pallas_backward)
 
 
 def _attend(query, key, value, is_token, documents: Documents, scoring: Scoring):

@@ -14,10 +14,12 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
 from jax.experimental import pallas as pl
 from jaxtyping import Array, Float, Int
 
 from ultrathink_jax.kernels.attention import Scoring
+from ultrathink_jax.kernels.names import KERNEL_OUTPUT
 from ultrathink_jax.kernels.pallas_call import on_platform, pallas_call, power_of_two, scalars, whole_rows
 
 _NO_SINK = -1e30  # the score of a sink that takes nothing; finite, so that rows without keys stay finite
@@ -91,7 +93,8 @@ def _attend(
 def _attend_forward(query, key, value, sinks, first, scoring: Scoring, start: int):
   keys, first_of_keys = _in_reach(first, scoring, start)
   run = lambda platform, *arrays: _run_forward(platform, *arrays, scoring)
-  out, log_normalizer = on_platform(run, query, key[:, :, keys], value[:, :, keys], sinks, first_of_keys)
+  made = on_platform(run, query, key[:, :, keys], value[:, :, keys], sinks, first_of_keys)
+  out, log_normalizer = (checkpoint_name(array, KERNEL_OUTPUT) for array in made)
   return out, (query, key, value, sinks, first, out, log_normalizer)
 
 

@@ -46,6 +46,7 @@ EXPERTS: dict[str, Callable[..., Any]] = {
 }
 
 _CUDNN_COMPUTE_CAPABILITY = 9.0  # from which cuDNN reads packed rows
+_CUDNN_HEAD_DIM = 256  # the most, from that capability on
 
 
 def resolve_attention(
@@ -53,19 +54,23 @@ def resolve_attention(
 ) -> str:
   """Returns the backend that `name` stands for here.
 
-  auto is the Pallas kernels on accelerators, which know every scoring and where documents end; cuDNN is for choosing.
+  auto is cuDNN where it can be, the Pallas kernels on other accelerators, which know every scoring.
 
   Raises:
     ConfigError: this platform, or this kind of attention, is beyond the backend.
   """
-  if name == "auto":
-    return {"gpu": "pallas", "tpu": "pallas"}.get(target_platform(), "blockwise")
+  if name not in ("auto", "cudnn"):
+    return name
+  hindrance = _cudnn_hindrance(scoring, has_sinks, dtype, head_dim)
+  if hindrance is None:
+    return "cudnn"
   if name == "cudnn":
-    _check_cudnn(scoring, has_sinks, dtype, head_dim)
-  return name
+    raise ConfigError(f"model.attention_backend='cudnn' {hindrance}; choose 'auto' or 'pallas'")
+  return {"gpu": "pallas", "tpu": "pallas"}.get(target_platform(), "blockwise")
 
 
-def _check_cudnn(scoring: Scoring, has_sinks: bool, dtype: Any, head_dim: int | None) -> None:
+def _cudnn_hindrance(scoring: Scoring, has_sinks: bool, dtype: Any, head_dim: int | None) -> str | None:
+  """Returns why cuDNN cannot attend so here."""
   platform = target_platform()
   capability = float(getattr(jax.devices()[0], "compute_capability", 0)) if platform == "gpu" else 0.0
   for is_wrong, what in (
@@ -78,12 +83,13 @@ def _check_cudnn(scoring: Scoring, has_sinks: bool, dtype: Any, head_dim: int | 
     (has_sinks, "has no sinks and model.attention_sinks=True"),
     (str(dtype) not in ("bfloat16", "float16"), f"multiplies 16-bit numbers and model.dtype={str(dtype)!r}"),
     (
-      head_dim is not None and head_dim % 8,
-      f"needs a head_dim that is a multiple of 8 and has model.head_dim={head_dim}",
+      head_dim is not None and (head_dim % 8 or head_dim > _CUDNN_HEAD_DIM),
+      f"needs a head_dim that is a multiple of 8 up to {_CUDNN_HEAD_DIM} and has model.head_dim={head_dim}",
     ),
   ):
     if is_wrong:
-      raise ConfigError(f"model.attention_backend='cudnn' {what}; choose 'auto' or 'pallas'")
+      return what
+  return None
 
 
 def resolve_ssd(name: str) -> str:
@@ -99,20 +105,16 @@ def resolve_experts(name: str, capacity: float | None) -> str:
   Raises:
     ConfigError: the backend needs a capacity, or a package that is not installed.
   """
-  has_tokamax = importlib.util.find_spec("tokamax") is not None
   if name == "auto":
-    platform = target_platform()
-    if platform not in ("gpu", "tpu"):
+    if target_platform() not in ("gpu", "tpu"):
       return "loop"
-    if capacity:
-      return "capacity"
-    return "tokamax" if has_tokamax and platform == "gpu" else "pallas"
+    return "capacity" if capacity else "pallas"
   if name == "capacity" and not capacity:
     raise ConfigError(
       "model.experts_backend='capacity' holds a fixed number of rows an expert and model.capacity_factor=0 sets none; "
       "choose a capacity_factor above 0, such as 1.25, or another backend"
     )
-  if name == "tokamax" and not has_tokamax:
+  if name == "tokamax" and importlib.util.find_spec("tokamax") is None:
     raise ConfigError(
       "model.experts_backend='tokamax' needs the package tokamax, which is not installed; "
       "run pip install tokamax or choose 'pallas'"

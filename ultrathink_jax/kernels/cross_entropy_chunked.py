@@ -26,6 +26,7 @@ from ultrathink_jax.kernels.soft_cap import Cap, soft_cap, through_soft_cap
 from ultrathink_jax.platform import target_platform
 
 _MAX_CHUNK_LOGITS = 2**25  # of a device: 128 MiB of float32
+_GPU_CHUNKS = 8  # times as many on a GPU: with few rows a chunk, the sum of the table's gradient is all memory traffic
 _BLOCK_TOKENS = 1024  # of the vocabulary
 _LOWEST = -1e30  # finite, so that differences stay finite
 
@@ -37,7 +38,7 @@ def chunk_length(batch: int, length: int, vocab_size: int) -> int:
   """
   sizes, parts = _mesh_sizes(), _parts(length)
   sharing = math.prod(size for axis, size in sizes.items() if axis != "pipe")
-  most = max(parts, _MAX_CHUNK_LOGITS * sharing // (batch * vocab_size))
+  most = max(parts, _MAX_CHUNK_LOGITS * sharing * (_GPU_CHUNKS if target_platform() == "gpu" else 1) // (batch * vocab_size))
   return max(size for size in range(parts, length + 1, parts) if length % size == 0 and size <= most)
 
 

@@ -12,17 +12,22 @@ from functools import partial
 
 import jax
 import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
 from jax.experimental import pallas as pl
 from jaxtyping import Array, Bool, Float, Int
 
 from ultrathink_jax.kernels.activation import activate
 from ultrathink_jax.kernels.experts import Bank, rounded
 from ultrathink_jax.kernels.experts_sorted import combine, dispatch, plan_rows
+from ultrathink_jax.kernels.names import KERNEL_OUTPUT
 from ultrathink_jax.kernels.pallas_call import on_platform, pallas_call, power_of_two
 
 BLOCK_ROWS = 128
-_TILE = 128  # of D and F
-_STEP = 64  # of the dim that is summed over
+_TILE = 128  # of the dim that a product makes, and of D where both dims are made
+_WIDE_TILE = 256  # the same of 16-bit numbers where it divides the dim: less is read for each operation
+_STEP = 64  # of the dim that is summed over; half of it for float32
+_NUM_WARPS = 8
+_NUM_STAGES = 3
 _TPU_ROWS = 512  # of a tile; the number of all rows is a multiple of it
 _TPU_TILE = 1024
 
@@ -68,9 +73,10 @@ def experts_by_product(
   plan = plan_rows(choices, first_slot, counts, capacity, most_blocks * BLOCK_ROWS)
   num_blocks = num_blocks.at[-1].add(most_blocks - jnp.sum(num_blocks))
   rows = dispatch(x, plan)
-  gate = None if gate_kernel is None else product(rows, gate_kernel, num_blocks)
-  hidden = activate(activation, gate, product(rows, up_kernel, num_blocks))
-  y = combine(product(hidden, down_kernel, num_blocks), gates.astype(x.dtype), plan)
+  multiply = lambda rows, kernel: checkpoint_name(product(rows, kernel, num_blocks), KERNEL_OUTPUT)
+  gate = None if gate_kernel is None else multiply(rows, gate_kernel)
+  hidden = activate(activation, gate, multiply(rows, up_kernel))
+  y = combine(multiply(hidden, down_kernel), gates.astype(x.dtype), plan)
   return y, plan.slot_of_choice < rows.shape[0]
 
 
@@ -104,7 +110,8 @@ def _multiply(is_transposed: bool, platform: str, rows, kernel, num_blocks):
     tiling = _tpu_tiling(rows.shape[1], width)
     return gmm(rows, kernel, num_blocks * BLOCK_ROWS, rows.dtype, tiling, transpose_rhs=is_transposed)
   S = rows.shape[0]
-  (depth_tile, depth), (tile, padded_width) = _tile(rows.shape[1], _STEP), _tile(width, _TILE)
+  depth_tile, depth = _tile(rows.shape[1], _step(rows.dtype))
+  tile, padded_width = _tile(width, _widest(width, rows.dtype))
   rows = jnp.pad(rows, ((0, 0), (0, depth - rows.shape[1])))
   dims = (padded_width, depth) if is_transposed else (depth, padded_width)
   kernel = jnp.pad(kernel, ((0, 0), *((0, new - old) for new, old in zip(dims, kernel.shape[1:], strict=True))))
@@ -126,8 +133,8 @@ def _multiply(is_transposed: bool, platform: str, rows, kernel, num_blocks):
     ],
     out_specs=pl.BlockSpec((BLOCK_ROWS, tile), lambda f, m: (m, f)),
     out_shape=jax.ShapeDtypeStruct((S, padded_width), rows.dtype),
-    num_warps=8,
-    num_stages=3,
+    num_warps=_NUM_WARPS,
+    num_stages=_NUM_STAGES,
   )(expert_of_block, rows, kernel)
   return out[:, :width]
 
@@ -152,13 +159,13 @@ def _sum_outer_products(platform: str, rows, gradient, num_blocks):
     from jax.experimental.pallas.ops.tpu.megablox.gmm import tgmm
 
     return tgmm(rows.T, gradient, num_blocks * BLOCK_ROWS, rows.dtype, _tpu_tiling(D, F))
-  (tile_in, padded_in), (tile_out, padded_out) = _tile(D, _TILE), _tile(F, _TILE)
+  (tile_in, padded_in), (tile_out, padded_out) = _tile(D, _TILE), _tile(F, _widest(F, rows.dtype))
   rows = jnp.pad(rows, ((0, 0), (0, padded_in - D)))
   gradient = jnp.pad(gradient, ((0, 0), (0, padded_out - F)))
   S, E = rows.shape[0], num_blocks.shape[0]
   end = jnp.cumsum(num_blocks, dtype=jnp.int32)
   out = pallas_call(
-    _sum_outer_products_kernel,
+    partial(_sum_outer_products_kernel, _step(rows.dtype)),
     platform,
     grid=(padded_out // tile_out, padded_in // tile_in, E),
     in_specs=[
@@ -168,23 +175,31 @@ def _sum_outer_products(platform: str, rows, gradient, num_blocks):
     ],
     out_specs=pl.BlockSpec((None, tile_in, tile_out), lambda f, d, e: (e, d, f)),
     out_shape=jax.ShapeDtypeStruct((E, padded_in, padded_out), rows.dtype),
-    num_warps=8,
-    num_stages=3,
+    num_warps=_NUM_WARPS,
+    num_stages=_NUM_STAGES,
   )(jnp.pad(end, (1, 0)), rows, gradient)
   return out[:, :D, :F]
 
 
-def _sum_outer_products_kernel(first_block, rows, gradient, out):
+def _sum_outer_products_kernel(step_rows: int, first_block, rows, gradient, out):
   expert = pl.program_id(2)
-  steps_of_block = BLOCK_ROWS // _STEP
+  steps_of_block = BLOCK_ROWS // step_rows
 
   def step(i, total):
-    part = pl.ds(pl.multiple_of(i * _STEP, _STEP), _STEP)
+    part = pl.ds(pl.multiple_of(i * step_rows, step_rows), step_rows)
     dims = (((0,), (0,)), ((), ()))
     return total + jax.lax.dot_general(rows[part, :], gradient[part, :], dims, preferred_element_type=jnp.float32)
 
   bounds = (first_block[expert] * steps_of_block, first_block[expert + 1] * steps_of_block)
   out[...] = jax.lax.fori_loop(*bounds, step, jnp.zeros(out.shape, jnp.float32)).astype(out.dtype)
+
+
+def _step(dtype: jnp.dtype) -> int:
+  return _STEP * 2 // max(2, dtype.itemsize)
+
+
+def _widest(width: int, dtype: jnp.dtype) -> int:
+  return _WIDE_TILE if width % _WIDE_TILE == 0 and dtype.itemsize == 2 else _TILE
 
 
 def _tile(size: int, largest: int) -> tuple[int, int]:

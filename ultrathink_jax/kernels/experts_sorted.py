@@ -12,10 +12,12 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Bool, Float, Int
 
 from ultrathink_jax.kernels.activation import activate
 from ultrathink_jax.kernels.experts import Bank, rounded
+from ultrathink_jax.kernels.names import KERNEL_OUTPUT
 
 _BLOCK_ROWS = 128
 
@@ -55,9 +57,10 @@ def experts_sorted(
     of_block = lambda kernel: kernel
     buffer = (E, capacity, D)
   rows = dispatch(x, plan).reshape(buffer)
-  gate = None if gate_kernel is None else jnp.einsum("erd,edf->erf", rows, of_block(gate_kernel))
-  hidden = activate(activation, gate, jnp.einsum("erd,edf->erf", rows, of_block(up_kernel)))
-  rows = jnp.einsum("erf,efd->erd", hidden, of_block(down_kernel)).reshape(-1, D)
+  product = lambda rows, kernel: checkpoint_name(jnp.einsum("erd,edf->erf", rows, of_block(kernel)), KERNEL_OUTPUT)
+  gate = None if gate_kernel is None else product(rows, gate_kernel)
+  hidden = activate(activation, gate, product(rows, up_kernel))
+  rows = product(hidden, down_kernel).reshape(-1, D)
   return combine(rows, gates.astype(x.dtype), plan), plan.slot_of_choice < rows.shape[0]
 
 
@@ -72,7 +75,8 @@ def plan_rows(choices, first_slot, counts, capacity: int, num_slots: int) -> Pla
   slot = jnp.where(is_computed, jnp.append(first_slot, 0)[expert] + rank, num_slots)
   slot_of_choice = jnp.zeros_like(flat).at[order].set(slot, unique_indices=True)
   choice_of_slot = jnp.full(num_slots, flat.size, jnp.int32).at[slot].set(order, mode="drop")
-  return Plan(slot_of_choice.reshape(choices.shape), choice_of_slot)
+  plan = Plan(slot_of_choice.reshape(choices.shape), choice_of_slot)
+  return jax.tree.map(lambda array: checkpoint_name(array, KERNEL_OUTPUT), plan)  # not to sort again
 
 
 def _take(rows: Float[Array, "S D"], indices: Int[Array, "..."]) -> Float[Array, "... D"]:

@@ -13,6 +13,7 @@ from flax import linen as nn
 from jaxtyping import Array, Float, Key
 
 from ultrathink_jax.config import ModelConfig
+from ultrathink_jax.kernels.names import CUDNN_ATTENTION, KERNEL_OUTPUT
 from ultrathink_jax.layers.linear import ADAPTERS, PROJECTED, QUANTIZED
 from ultrathink_jax.layers.mamba import SCAN_LOSS
 from ultrathink_jax.layers.router import ROW_LOSSES
@@ -26,11 +27,19 @@ from ultrathink_jax.patterns import Group
 from ultrathink_jax.types import Context
 
 _policies = jax.checkpoint_policies
+
+
+def _keep_products(primitive: jax.extend.core.Primitive, *arrays: Any, **params: Any) -> bool:
+  """Keeps what projections, kernels and whole layers return: the rest is cheap to compute again."""
+  is_named = _policies.save_only_these_names(LAYER_OUTPUT, PROJECTED, KERNEL_OUTPUT)
+  return CUDNN_ATTENTION in primitive.name or is_named(primitive, *arrays, **params)
+
+
 # What the backward pass finds of a period's forward pass beside its input; the rest it computes again.
 REMAT: dict[str, Callable[..., Any] | None] = {
   "full": None,
   "named": _policies.save_only_these_names(LAYER_OUTPUT),
-  "dots": _policies.save_only_these_names(LAYER_OUTPUT, PROJECTED),
+  "dots": _keep_products,
   "offload": _policies.save_and_offload_only_these_names(
     names_which_can_be_saved=[],
     names_which_can_be_offloaded=[LAYER_OUTPUT],
