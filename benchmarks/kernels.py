@@ -206,7 +206,9 @@ def main(argv: Sequence[str]) -> None:
     options.publish(f"memory {name}", memory_lines(config, values.length, values.vocab_size), values.write)
     return
   matmul, bandwidth = measured_flops(config.model.dtype), measured_bandwidth()
-  rows = [row for kernel in values.kernel for row in speeds(kernel, config, matmul, bandwidth, values.repeats, values.forms)]
+  rows = [
+    row for kernel in values.kernel for row in speeds(kernel, config, matmul, bandwidth, values.repeats, values.forms)
+  ]
   header = ["kernel", "form", "forward ms", "rate", "of limit", "with backward ms", "rate", "of limit"]
   lines = [
     f"- widths of {name}; batch: {config.train.batch_size} x {config.train.sequence_length} tokens",

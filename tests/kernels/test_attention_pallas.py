@@ -109,4 +109,8 @@ def test_the_compiled_kernels_equal_the_plain_form(scoring, sinks):
   context = packed_context(700, 1, 290, -33, batch=2)
   arrays = [jnp.tile(a, (1, 1, 1, 8)).astype(jnp.bfloat16) for a in inputs(1024)]
   arrays += [] if sinks is None else [sinks]
-  assert_equal(arrays, context, scoring, rtol=0.05, atol=0.05)
+  both = (jax.tree.leaves(outputs(f, arrays, context, scoring)) for f in (attention_pallas, attention))
+  for ours, plain in zip(*both, strict=True):
+    ours, plain = (np.asarray(array, np.float32) for array in (ours, plain))
+    # 8 bits: 0.4 % each, a few in a row. Some gradients are 0, those of a query that sees one key.
+    assert np.linalg.norm(ours - plain) < 0.01 * np.linalg.norm(plain) + 1e-3

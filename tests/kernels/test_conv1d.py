@@ -28,3 +28,17 @@ def test_a_document_can_be_continued_from_its_last_inputs():
   whole = conv1d(X, KERNEL, ones)
   rest = conv1d(X[:, 9:], KERNEL, ones[:, 9:], X[:, 6:9])
   np.testing.assert_allclose(rest, whole[:, 9:], rtol=1e-6, atol=1e-6)
+
+
+def test_gradients_are_those_of_a_matrix_over_time():
+  segments = packed_context(5, 2, 6, -2, batch=2).segment_ids
+  before = np.arange(15)[:, None] - np.arange(15)  # [t, s]: s is so many tokens before t
+  is_same = segments[:, :, None] == segments[:, None]
+
+  def by_matrix(x, kernel):
+    taps = jnp.where(((before >= 0) & (before < 4))[..., None], kernel[np.clip(3 - before, 0, 3)], 0)
+    return jnp.einsum("bts,tsd,bsd->btd", is_same, taps, x)
+
+  loss = lambda function: jax.grad(lambda *arrays: jnp.sum(jnp.sin(function(*arrays))), argnums=(0, 1))(X, KERNEL)
+  for ours, exact in zip(loss(lambda x, k: conv1d(x, k, segments)), loss(by_matrix), strict=True):
+    np.testing.assert_allclose(ours, exact, rtol=1e-5, atol=1e-5)

@@ -8,6 +8,7 @@ from tests.conftest import packed_context
 from tests.kernels.test_attention_pallas import lowers_for_gpu, pytestmark, run_as_on_tpu  # noqa: F401
 from tests.kernels.test_ssd import inputs
 from ultrathink_jax.kernels import ssd_pallas as ssd_pallas_module
+from ultrathink_jax.kernels.names import KERNEL_OUTPUT
 from ultrathink_jax.kernels.ssd import ssd
 from ultrathink_jax.kernels.ssd_pallas import ssd_pallas
 
@@ -35,6 +36,8 @@ def packed(length, *documents, dtype=jnp.float32):
     (1, (1,), 128),
     (53, (20, 1, 27, -5), 16),  # boundaries inside chunks, one at a chunk's end, padding
     (53, (33, 20), 40),
+    (128, (64, 63, 1), 64),  # at chunks' ends
+    (600, (256, 150, 141, -53), 64),  # at a part's end, inside parts, and over several chunks
   ],
 )
 def test_the_kernels_equal_the_recurrence_forward_and_gradient(length, documents, chunk):
@@ -42,15 +45,16 @@ def test_the_kernels_equal_the_recurrence_forward_and_gradient(length, documents
   both = outputs(ssd_pallas, arrays, segments, chunk), outputs(ssd, arrays, segments)
   for ours, plain in zip(*map(jax.tree.leaves, both), strict=True):
     assert ours.dtype == plain.dtype
-    # float32 sums of up to 53 terms in another order, relative to the largest.
+    # float32 sums of up to 256 terms in another order, relative to the largest.
     np.testing.assert_allclose(ours, plain, rtol=1e-4, atol=1e-5 * float(jnp.abs(plain).max()))
 
 
-def test_the_form_for_tpu_equals_the_recurrence(monkeypatch):
+@pytest.mark.parametrize(("length", "documents", "chunk"), [(53, (20, 1, 27, -5), 16), (300, (140, 128, 32), 128)])
+def test_the_form_for_tpu_equals_the_recurrence(monkeypatch, length, documents, chunk):
   run_as_on_tpu(monkeypatch, ssd_pallas_module)
-  arrays, segments = packed(53, 20, 1, 27, -5)
+  arrays, segments = packed(length, *documents)
   with tpu.force_tpu_interpret_mode():
-    as_on_tpu = outputs(ssd_pallas, arrays, segments, 16)
+    as_on_tpu = outputs(ssd_pallas, arrays, segments, chunk)
   for ours, plain in zip(*map(jax.tree.leaves, (as_on_tpu, outputs(ssd, arrays, segments))), strict=True):
     np.testing.assert_allclose(ours, plain, rtol=1e-4, atol=1e-5 * float(jnp.abs(plain).max()))
 
@@ -80,32 +84,50 @@ def test_large_steps_stay_finite():
     assert bool(jnp.isfinite(leaf).all())
 
 
+def test_the_backward_pass_runs_no_forward_kernel_where_their_results_are_kept():
+  (x, dt, a, b, c, _), segments = packed(20, 20)
+  loss = lambda x: jnp.sum(ssd_pallas(x, dt, a, b, c, segments)[0])
+
+  def num_forward_kernels(loss):
+    return str(jax.make_jaxpr(jax.grad(loss))(x)).count("name=_forward_kernel")
+
+  keep = jax.checkpoint_policies.save_only_these_names(KERNEL_OUTPUT)
+  once = num_forward_kernels(loss)
+  assert num_forward_kernels(jax.checkpoint(loss, policy=keep)) == once
+  assert num_forward_kernels(jax.checkpoint(loss)) == 2 * once
+
+
 @lowers_for_gpu
-def test_the_kernels_lower_for_gpu():
+@pytest.mark.parametrize(("length", "state"), [(300, 64), (8192, 64), (8192, 128)])
+def test_the_kernels_lower_for_gpu(length, state):
   shape = lambda *dims, dtype=jnp.float32: jax.ShapeDtypeStruct(dims, dtype)
   half = jnp.bfloat16
 
   def gradient(x, dt, a, b, c, segments):
-    loss = lambda *arrays: jnp.sum(ssd_pallas(*arrays, segments)[0])
+    loss = lambda *arrays: jnp.sum(jnp.square(ssd_pallas(*arrays, segments)[0]))
     return jax.grad(loss, argnums=range(5))(x, dt, a, b, c)
 
   arrays = (
-    shape(2, 300, 4, 64, dtype=half),
-    shape(2, 300, 4),
-    shape(4),
-    shape(2, 300, 2, 64, dtype=half),
-    shape(2, 300, 2, 64, dtype=half),
-    shape(2, 300, dtype=jnp.int32),
+    shape(2, length, 16, 64, dtype=half),
+    shape(2, length, 16),
+    shape(16),
+    shape(2, length, 2, state, dtype=half),
+    shape(2, length, 2, state, dtype=half),
+    shape(2, length, dtype=jnp.int32),
   )
   program = jax.jit(gradient).trace(*arrays).lower(lowering_platforms=("cuda",))
-  assert program.as_text().count("triton") >= 2  # states, and the backward walk
+  # Forward and backward: what parts add, the states between them, and outputs or gradients.
+  assert program.as_text().count("__gpu$xla.gpu.triton") == 6
 
 
 @pytest.mark.gpu
 @pytest.mark.tpu
-def test_the_compiled_kernels_equal_the_recurrence():
-  x, dt, a, b, c, h = inputs(1000, jnp.bfloat16, heads=8, head_dim=64, state=64)
-  segments = packed_context(600, 1, 380, -19, batch=2).segment_ids
+@pytest.mark.parametrize(
+  ("documents", "heads", "state"), [((600, 1, 380, -19), 8, 64), ((1024, 700, 1, 323), 64, 64), ((512, 512), 8, 128)]
+)
+def test_the_compiled_kernels_equal_the_recurrence(documents, heads, state):
+  segments = packed_context(*documents, batch=2).segment_ids
+  x, dt, a, b, c, h = inputs(segments.shape[1], jnp.bfloat16, heads=heads, groups=heads // 4, head_dim=64, state=state)
   arrays = (x, jnp.where(segments[..., None] != 0, dt, 0), a, b, c, h)
   exact = outputs(ssd, [array.astype(jnp.float32) for array in arrays], segments)
   for ours, plain in zip(*map(jax.tree.leaves, (outputs(ssd_pallas, arrays, segments), exact)), strict=True):

@@ -30,19 +30,18 @@ class Documents(NamedTuple):
 
 
 def find_documents(segment_ids: Int[Array, "B T"], max_documents: int) -> Documents:
-  """Returns the runs of equal segment ids, padding (0) left out."""
+  """Returns the runs of equal segment ids. Padding is one too, so that there is no token without a document."""
   T = segment_ids.shape[1]
   changes = jnp.pad(segment_ids[:, 1:] != segment_ids[:, :-1], ((0, 0), (1, 1)), constant_values=True)
-  is_token = segment_ids != 0
 
   def places(is_marked: Array) -> Int[Array, "B M"]:
     ordered = jnp.sort(jnp.where(is_marked, jnp.arange(T, dtype=jnp.int32), T), axis=1)
     ordered = jnp.pad(ordered, ((0, 0), (0, max_documents)), constant_values=T)[:, :max_documents]
     return jnp.where(ordered < T, ordered, -1)
 
-  starts, ends = places(changes[:, :-1] & is_token), places(changes[:, 1:] & is_token)
+  starts, ends = places(changes[:, :-1]), places(changes[:, 1:])
   lengths = jnp.where(starts >= 0, ends - starts + 1, -1)
-  count = jnp.sum(changes[:, :-1] & is_token, axis=1, dtype=jnp.int32)
+  count = jnp.sum(changes[:, :-1], axis=1, dtype=jnp.int32)
   return Documents(jnp.pad(starts, ((0, 0), (0, 1)), constant_values=-1), lengths, count)
 
 
@@ -99,9 +98,6 @@ def _attend(query, key, value, is_token, documents: Documents, scoring: Scoring)
   # The public jax.nn.dot_product_attention has lengths but no offsets.
   from jax._src.cudnn.fused_attention_stablehlo import MaskType, dot_product_attention
 
-  # cuDNN leaves what it returns for padding undefined, gradients included: both ways it must not pass.
-  is_token = is_token[:, :, None, None]
-  query, key, value = (jnp.where(is_token, array, 0) for array in (query, key, value))
   repeats = query.shape[2] // key.shape[2]
   out = dot_product_attention(
     query,
@@ -115,4 +111,4 @@ def _attend(query, key, value, is_token, documents: Documents, scoring: Scoring)
     mask_type=MaskType.PADDING_CAUSAL,
     sliding_window_length=scoring.window_tokens,
   )
-  return jnp.where(is_token, out, 0)
+  return jnp.where(is_token[:, :, None, None], out, 0)

@@ -9,6 +9,7 @@ Letters: B batch  T query length  S key length  N query heads  K kv heads  G = N
 t queries of a block  s keys of a block.
 """
 
+import math
 from functools import partial
 from typing import NamedTuple
 
@@ -101,7 +102,9 @@ def _attend_forward(query, key, value, sinks, first, scoring: Scoring, start: in
 def _attend_backward(scoring: Scoring, start: int, residuals, out_gradient):
   query, key, value, sinks, first, out, log_normalizer = residuals
   # Of each query, what its weights take from one another: sum of weight * gradient of weight.
-  means = jnp.sum(out_gradient.astype(jnp.float32) * out.astype(jnp.float32), axis=-1)
+  # Both rounded, as the kernels read them: a query with one key has no gradient.
+  rounded = (_rounded(array) for array in (out_gradient, out))
+  means = jnp.sum(math.prod(rounded), axis=-1)
   keys, first_of_keys = _in_reach(first, scoring, start)
   run = lambda platform, *arrays: _run_backward(platform, *arrays, scoring)
   arrays = (query, key[:, :, keys], value[:, :, keys], first_of_keys, out_gradient, log_normalizer, means)
@@ -113,6 +116,12 @@ def _attend_backward(scoring: Scoring, start: int, residuals, out_gradient):
 
 
 _attend.defvjp(_attend_forward, _attend_backward)
+
+
+def _rounded(array: Array) -> Float[Array, "..."]:
+  """Returns float32 numbers of no more precision than the dtype has, which XLA otherwise may leave them."""
+  info = jnp.finfo(array.dtype)
+  return jax.lax.reduce_precision(array.astype(jnp.float32), info.nexp, info.nmant)
 
 
 def _in_reach(first: Int[Array, "B T"], scoring: Scoring, start: int) -> tuple[slice, Int[Array, "B T"]]:

@@ -38,7 +38,9 @@ def chunk_length(batch: int, length: int, vocab_size: int) -> int:
   """
   sizes, parts = _mesh_sizes(), _parts(length)
   sharing = math.prod(size for axis, size in sizes.items() if axis != "pipe")
-  most = max(parts, _MAX_CHUNK_LOGITS * sharing * (_GPU_CHUNKS if target_platform() == "gpu" else 1) // (batch * vocab_size))
+  most = max(
+    parts, _MAX_CHUNK_LOGITS * sharing * (_GPU_CHUNKS if target_platform() == "gpu" else 1) // (batch * vocab_size)
+  )
   return max(size for size in range(parts, length + 1, parts) if length % size == 0 and size <= most)
 
 

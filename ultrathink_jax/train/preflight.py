@@ -46,9 +46,10 @@ def memory_need(
 
   `frozen` are the shapes of what the recipe freezes, with their layout.
 
-  Activations are the residuals that the traced backward pass keeps, what it recomputes inside the largest period, and
-  the logits of one chunk of the loss; a device has its share of the length and of the stages. Sharding over the tensor
-  axis is not counted in their favour. What rests in host memory counts as nothing.
+  Activations are the residuals that the traced backward pass keeps, what it recomputes inside the largest period (or
+  layer, where the policy keeps the outputs of layers), and the logits of one chunk of the loss; a device has its share
+  of the length and of the stages. Sharding over the tensor axis is not counted in their favour. What rests in host
+  memory counts as nothing.
   """
   parameters = _bytes_on_device(state.params, shardings.params)
   moments = _bytes_on_device(state.opt_state, shardings.opt_state)
@@ -122,7 +123,10 @@ def _activation_bytes(
   kept = _residual_bytes(lambda *inputs: recipe.loss(*inputs)[0], *weights, batch, step, key)
   kept //= axes["pipe"]
   if config.model.remat != "none":
-    kept += max(_period_bytes(config.model, group.letters, batch) for group in groups(config.model))
+    periods = [group.letters for group in groups(config.model)]
+    # With the outputs of layers at hand, a layer is computed again when its turn comes.
+    units = set("".join(periods)) if config.model.remat in ("named", "dots") else periods
+    kept += max(_period_bytes(config.model, letters, batch) for letters in units)
   logits = 8 * rows * config.model.vocab_size * chunk_length(rows, length, config.model.vocab_size)
   return (kept + logits) // axes["context"]
 
