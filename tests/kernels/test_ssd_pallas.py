@@ -13,6 +13,12 @@ from ultrathink_jax.kernels.ssd import ssd
 from ultrathink_jax.kernels.ssd_pallas import ssd_pallas
 
 
+@pytest.fixture(autouse=True)
+def _short_parts(monkeypatch):
+  """Makes rows of these lengths several parts."""
+  monkeypatch.setattr(ssd_pallas_module, "_PART_TOKENS", 256)
+
+
 def outputs(function, arrays, segments, *extra):
   """Returns y, the last state and all gradients of a weighted sum of both, so that no rounding is magnified."""
 

@@ -26,7 +26,7 @@ from ultrathink_jax.kernels.names import KERNEL_OUTPUT
 from ultrathink_jax.kernels.pallas_call import on_platform, pallas_call, power_of_two, whole_rows
 from ultrathink_jax.kernels.ssd import is_document_start
 
-_PART_TOKENS = {"cpu": 256, "cuda": 512, "tpu": 256}
+_PART_TOKENS = 512
 _MAX_CHUNK = {"cpu": 64, "cuda": 64, "tpu": 128}  # tokens; on a GPU half of it in float32, to fit into shared memory
 _BUFFERED_TOKENS = 8192  # longest row of which a TPU core holds the next one already
 _CARRY_ROWS = 16  # of a state, carried by one program
@@ -191,7 +191,7 @@ class _Plan(NamedTuple):
 
 def _make_plan(platform: str, chunk_tokens: int, x: Float[Array, "B T N P"], b: Float[Array, "B T K Z"]) -> _Plan:
   B, T, N, P = x.shape
-  part = min(_PART_TOKENS[platform], power_of_two(T))
+  part = min(_PART_TOKENS, power_of_two(T))
   longest = _MAX_CHUNK[platform] if platform != "cuda" else _MAX_CHUNK[platform] * 2 // x.dtype.itemsize
   Q = max(16, min(longest, power_of_two(chunk_tokens + 1) // 2, part))
   return _Plan(platform, B, N, b.shape[2], power_of_two(P), power_of_two(b.shape[3]), -(-T // part), part // Q, Q)
