@@ -2,6 +2,7 @@
 
     python -m benchmarks.step_time --shape=tiny --model=hybrid --dtype=float32
     python -m benchmarks.step_time --config=configs/ultra3b.py --config.train.batch_size=2 --write
+    python -m benchmarks.step_time --shape=1.3b --profile=/tmp/trace  # and which operations the time goes to
 
 The step is the trainer's (benchmarks/ours.py). MFU counts the FLOPs of models/counts.py, without any recomputation.
 """
@@ -9,6 +10,7 @@ The step is the trainer's (benchmarks/ours.py). MFU counts the FLOPs of models/c
 import statistics
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 
 from absl import flags
 
@@ -18,6 +20,9 @@ from benchmarks.ours import OurTraining
 from ultrathink_jax.kernels import backends
 from ultrathink_jax.models.counts import count_model, train_flops_per_token
 from ultrathink_jax.parallel.devices import describe_devices, peak_memory_bytes
+from ultrathink_jax.train.profiling import Profiler
+
+_TRACED_STEPS = 2
 
 
 def main(argv: Sequence[str]) -> None:
@@ -25,6 +30,7 @@ def main(argv: Sequence[str]) -> None:
   flags.DEFINE_integer("rounds", 5, "How often steps are timed.", lower_bound=1, flag_values=values)
   flags.DEFINE_integer("steps", 5, "Steps of a round.", lower_bound=1, flag_values=values)
   flags.DEFINE_float("peak_tflops", None, "Of one device, instead of its data sheet's.", flag_values=values)
+  flags.DEFINE_string("profile", None, "Directory for a trace of two more steps.", flag_values=values)
   name, config = options.read(values, holder, argv)
   peak = peak_flops(config.model.dtype, values.peak_tflops)
   run = OurTraining(config)
@@ -49,6 +55,11 @@ def main(argv: Sequence[str]) -> None:
     f"- peak memory: {peak_memory_bytes() / 2**30:.2f} GiB, of the device or, on CPU, of the whole process",
     f"- loss: {run.first_loss:.4f} at the first step, {run.loss:.4f} at the last, on one batch of random tokens",
   ]
+  if values.profile is not None:
+    profiler = Profiler(f"1:{_TRACED_STEPS}", Path(values.profile), print)
+    for done in range(_TRACED_STEPS):
+      with profiler.step(done):
+        run(1)
   options.publish(name, lines, values.write)
 
 

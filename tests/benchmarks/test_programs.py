@@ -20,9 +20,11 @@ def _small_limits(monkeypatch):
   monkeypatch.setattr(limits, "_STREAM_BYTES", 2**16)
 
 
-def test_step_time_prints_speed_mfu_with_its_formula_and_memory(capsys):
-  step_time.main(["", *MINIATURE, "--model=mamba", "--rounds=1", "--steps=1", "--peak_tflops=1"])
+def test_step_time_prints_speed_mfu_with_its_formula_memory_and_operations(capsys, tmp_path):
+  profile = f"--profile={tmp_path}"
+  step_time.main(["", *MINIATURE, "--model=mamba", "--rounds=1", "--steps=1", "--peak_tflops=1", profile])
   page = capsys.readouterr().out
+  assert re.search(r"\[profile\] operation +runs +total ms +share\n\[profile\] \S+ ", page)
   assert "5,922,656 parameters" in page
   assert float(re.search(r"- tokens/s: ([\d,]+)", page)[1].replace(",", "")) > 0
   assert re.search(r"MFU: [\d.]+% of 8 x 1.00 TFLOP/s \(--peak_tflops\)", page)
