@@ -131,3 +131,12 @@ def test_hostile_text_takes_no_longer_than_its_length():
   ):
     redact(text)
   assert time.perf_counter() - begun < 10
+
+
+def test_the_directory_a_shell_stands_in_is_no_secret(monkeypatch):
+  monkeypatch.setenv("PWD", "/home/someone/models")
+  monkeypatch.setenv("OLDPWD", "/home/someone")
+  monkeypatch.setenv("DB_PWD", "/home/else")
+  text = "written to /home/someone/models/runs/nano, PWD=/home/someone/models"
+  assert redact(text) == text
+  assert redact("it is /home/else") == "it is <redacted>"

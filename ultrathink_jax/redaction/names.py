@@ -21,6 +21,7 @@ _VOCABULARY = re.compile(
   r"|mask|max|middle|min|new|next|null|pad|padding|per|prefix|sep|special|start|stop|str|suffix|text|think|tool"
   r"|unk|video|vision|word"
 )
+_DIRECTORIES = ("PWD", "OLDPWD")  # in the environment of every shell
 
 
 class Secrecy(enum.Enum):
@@ -54,7 +55,8 @@ def is_secret(name: str, value: str) -> bool:
   said = secrecy(name)
   if said is Secrecy.NONE or not value:
     return False
-  is_place = said is Secrecy.CERTAIN and name.lower().endswith("credentials") and value.startswith(("/", "~", "./"))
+  names_place = name in _DIRECTORIES or name.lower().endswith("credentials")
+  is_place = said is Secrecy.CERTAIN and names_place and value.startswith(("/", "~", "./"))
   if said is not Secrecy.MAYBE:
     return not is_place
   is_word = len(value) < 8 or not (len(value) >= 20 or any(c.isdigit() for c in value))
