@@ -28,7 +28,7 @@ def run_tasks(
   """
   if importlib.util.find_spec("lm_eval") is None:
     raise ConfigError(
-      "tasks need the package lm_eval, which is not installed; run pip install 'ultrathink-jax[lm_eval]'"
+      "tasks need the package lm_eval, which is not installed; run pip install 'ultrathink-jax[lm-eval]'"
     )
   from lm_eval import simple_evaluate
   from lm_eval.tasks import TaskManager
