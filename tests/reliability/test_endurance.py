@@ -13,7 +13,7 @@ import pytest
 from tests.reliability import runs
 from ultrathink_jax.train.goodput import read_account
 
-pytestmark = [pytest.mark.xdist_group("processes"), pytest.mark.reliability, pytest.mark.slow]
+pytestmark = [pytest.mark.xdist_group("processes"), pytest.mark.endurance, pytest.mark.slow]
 LARGER = [  # so that a step takes tens of milliseconds, and not its loop
   "--config.model.embed_dim=96",
   "--config.model.head_dim=48",
