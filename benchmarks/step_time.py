@@ -2,7 +2,7 @@
 
     python -m benchmarks.step_time --shape=tiny --model=hybrid --dtype=float32
     python -m benchmarks.step_time --config=configs/ultra3b.py --config.train.batch_size=2 --write
-    python -m benchmarks.step_time --shape=1.3b --profile=/tmp/trace  # and which operations the time goes to
+    python -m benchmarks.step_time --shape=1.3b --profile=DIR  # and which operations the time goes to
 
 The step is the trainer's (benchmarks/ours.py). MFU counts the FLOPs of models/counts.py, without any recomputation.
 """

@@ -27,12 +27,12 @@ from ultrathink_jax.patterns import Group
 from ultrathink_jax.types import Context
 
 _policies = jax.checkpoint_policies
+_named_products = _policies.save_only_these_names(LAYER_OUTPUT, PROJECTED, KERNEL_OUTPUT)
 
 
 def _keep_products(primitive: jax.extend.core.Primitive, *arrays: Any, **params: Any) -> bool:
   """Keeps what projections, kernels and whole layers return: the rest is cheap to compute again."""
-  is_named = _policies.save_only_these_names(LAYER_OUTPUT, PROJECTED, KERNEL_OUTPUT)
-  return CUDNN_ATTENTION in primitive.name or is_named(primitive, *arrays, **params)
+  return CUDNN_ATTENTION in primitive.name or _named_products(primitive, *arrays, **params)
 
 
 # What the backward pass finds of a period's forward pass beside its input; the rest it computes again.

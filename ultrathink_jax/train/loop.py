@@ -267,10 +267,10 @@ class _Session:
       if self._done > self._saved:
         self._save()
       self._checkpoints.wait()
-    signal = self._around.supervisor.requested()
+    requested = self._around.supervisor.requested()
     if self._done == 0:
-      raise Preempted(f"{signal} before the first step: the same command begins anew")
-    raise Preempted(f"{signal} after step {self._done}, which is saved: the same command goes on from it")
+      raise Preempted(f"{requested} before the first step: the same command begins anew")
+    raise Preempted(f"{requested} after step {self._done}, which is saved: the same command goes on from it")
 
   def _go_back(self) -> None:
     """Takes the last checkpoint up again and leaves out the batches since, or ends the run where that did not help."""
