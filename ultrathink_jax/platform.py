@@ -14,6 +14,11 @@ def target_platform() -> str:
   return _target.get() or jax.default_backend()
 
 
+def is_one_cpu() -> bool:
+  """Returns whether what is traced now runs on a CPU that is one device: forms that cut across dims are for that."""
+  return target_platform() == "cpu" and jax.sharding.get_abstract_mesh().size <= 1
+
+
 @contextlib.contextmanager
 def compiling_for(platform: str) -> Iterator[None]:
   """Makes `platform` the target of what is traced inside."""

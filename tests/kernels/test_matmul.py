@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
-from ultrathink_jax.kernels.matmul import matmul
+from ultrathink_jax.kernels.matmul import matmul, transposed, transposed_product
 from ultrathink_jax.kernels.quantized import FORMATS, dequantize, quantize
 
 X = jax.random.normal(jax.random.key(0), (6, 64))
@@ -46,6 +46,28 @@ def test_a_kernel_in_few_bits_over_devices_equals_one_device(spec):
   rows = jax.device_put(x, NamedSharding(mesh, PartitionSpec("fsdp")))
   for a, b in zip(jax.tree.leaves(step(rows, laid_out)), jax.tree.leaves(step(x, quantized)), strict=True):
     np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+@pytest.mark.parametrize("shape", [(3, 64, 96), (70, 33), (2, 5, 1, 7), (1, 1)])
+def test_transposed_moves_every_number_and_its_gradient_back(shape, dtype):
+  x = jax.random.normal(jax.random.key(0), shape).astype(dtype)
+  moved = jax.jit(transposed)(x)
+  assert moved.dtype == dtype
+  np.testing.assert_array_equal(moved, np.swapaxes(np.asarray(x), -2, -1))
+  through = lambda move: jax.grad(lambda x: jnp.sum(jnp.sin(move(x).astype(jnp.float32))))(x)
+  np.testing.assert_array_equal(through(transposed), through(lambda x: x.swapaxes(-2, -1)))
+
+
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+@pytest.mark.parametrize("columns", [(5,), (6, 40)])
+def test_a_transposed_product_is_summed_in_float32(columns, dtype):
+  x = jax.random.normal(jax.random.key(0), (70, 33)).astype(dtype)
+  y = jax.random.normal(jax.random.key(1), (70, *columns)).astype(dtype)
+  exact = np.einsum("td,t...->d...", np.asarray(x, np.float64), np.asarray(y, np.float64))
+  product = jax.jit(transposed_product)(x, y)
+  assert product.dtype == jnp.float32
+  np.testing.assert_allclose(product, exact, rtol=1e-4, atol=1e-4)
 
 
 def test_a_kernel_that_is_not_trained_has_no_gradient_worked_out():

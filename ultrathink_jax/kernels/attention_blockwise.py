@@ -12,11 +12,14 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Float, Int
 
 from ultrathink_jax.kernels.attention import Scoring, visible
+from ultrathink_jax.kernels.materialize import materialized
+from ultrathink_jax.kernels.matmul import transposed
 from ultrathink_jax.kernels.names import KERNEL_OUTPUT
 from ultrathink_jax.kernels.soft_cap import soft_cap, through_soft_cap
+from ultrathink_jax.platform import is_one_cpu
 
 _BLOCK_TOKENS = 128
 _MAX_BLOCKS = 16
@@ -54,13 +57,12 @@ def _blocks(T: int, start: int, window_tokens: int | None) -> list[tuple[slice, 
   return [(block, slice(first_key(start + block.start), start + block.stop)) for block in queries]
 
 
-def _mask(where, queries: slice, keys: slice, window_tokens: int | None) -> Bool[Array, "B 1 1 t s"]:
+def _bias(where, queries: slice, keys: slice, window_tokens: int | None) -> Float[Array, "B t s"]:
+  """Returns 0 where a query sees a key, and elsewhere what hides a score; an array of its own, which all heads read."""
   query_positions, key_positions, query_segments, key_segments = where
-  positions, segments = (
-    (query_positions[:, queries], key_positions[:, keys]),
-    (query_segments[:, queries], key_segments[:, keys]),
-  )
-  return visible(*positions, *segments, window_tokens)[:, None, None]
+  bias = lambda *where: jnp.where(visible(*where, window_tokens), 0, _HIDDEN_SCORE)
+  positions = query_positions[:, queries], key_positions[:, keys]
+  return materialized(bias, *positions, query_segments[:, queries], key_segments[:, keys])
 
 
 def _product(spec: str, x: Array, y: Array) -> Array:
@@ -86,9 +88,8 @@ def _attend(query, key, value, sinks, where, scoring: Scoring, start: int) -> Fl
 def _attend_forward(query, key, value, sinks, where, scoring: Scoring, start: int):
   outs, log_normalizers = [], []
   for queries, keys in _blocks(query.shape[3], start, scoring.window_tokens):
-    mask = _mask(where, queries, keys, scoring.window_tokens)
     scores = soft_cap(_by_head("bkmh,bksh->bkms", query[:, :, :, queries], key[:, :, keys]), scoring.soft_cap)
-    scores = jnp.where(mask, scores, _HIDDEN_SCORE)
+    scores += _bias(where, queries, keys, scoring.window_tokens)[:, None, None]
     highest = jnp.max(scores, axis=-1, keepdims=True)
     if sinks is not None:
       highest = jnp.maximum(highest, sinks)
@@ -99,7 +100,9 @@ def _attend_forward(query, key, value, sinks, where, scoring: Scoring, start: in
     mixed = _by_head("bkms,bksh->bkmh", weights.astype(value.dtype), value[:, :, keys])
     is_token = where[2][:, None, None, queries, None] != 0
     outs.append(jnp.where(is_token, mixed / normalizer, 0).astype(query.dtype))
-    log_normalizers.append(highest + jnp.log(normalizer))
+    # Of a query that sees nothing it is 0, so that the backward pass finds no weight for what is hidden.
+    log_normalizer = lambda *sums: jnp.where(sums[0], sums[1] + jnp.log(sums[2]), 0)
+    log_normalizers.append(materialized(log_normalizer, is_token, highest, normalizer))
   out, log_normalizer = jnp.concatenate(outs, axis=3), jnp.concatenate(log_normalizers, axis=3)
   out, log_normalizer = (checkpoint_name(array, KERNEL_OUTPUT) for array in (out, log_normalizer))
   return out, (query, key, value, sinks, where, out, log_normalizer)
@@ -115,13 +118,14 @@ def _attend_backward(scoring: Scoring, start: int, residuals, out_gradient):
   for queries, keys in _blocks(query.shape[3], start, scoring.window_tokens):
     q, d, z, mean = (_merge(array[:, :, :, queries]) for array in (query, out_gradient, log_normalizer, means))
     k, v = key[:, :, keys], value[:, :, keys]
-    mask = jnp.tile(_mask(where, queries, keys, scoring.window_tokens)[:, 0].swapaxes(2, 3), query.shape[2])
+    keys_first = lambda bias: jnp.tile(bias.swapaxes(1, 2), query.shape[2])
+    bias = materialized(keys_first, _bias(where, queries, keys, scoring.window_tokens))[:, None]  # [B, 1, s, M]
     # Keys first: the gradients of keys and values then need no transposed operand, which is slow on CPU.
     scores = soft_cap(_product("bksh,bkmh->bksm", k, q), scoring.soft_cap)
-    weights = jnp.where(mask, jnp.exp(scores - z.swapaxes(2, 3)), 0)
+    weights = jnp.exp(scores + bias - z.swapaxes(2, 3))
     scores_gradient = weights * (_product("bksh,bkmh->bksm", v, d) - mean.swapaxes(2, 3))
     scores_gradient = through_soft_cap(scores_gradient, scores, scoring.soft_cap).astype(dtype)
-    gradient = _product("bksm,bksh->bkmh", scores_gradient, k).astype(dtype)
+    gradient = _query_gradient(scores_gradient, k)
     query_gradients.append(gradient.reshape(*query.shape[:3], -1, query.shape[-1]))
     key_gradient = key_gradient.at[:, :, keys].add(_product("bksm,bkmh->bksh", scores_gradient, q))
     value_gradient = value_gradient.at[:, :, keys].add(_product("bksm,bkmh->bksh", weights.astype(dtype), d))
@@ -132,6 +136,14 @@ def _attend_backward(scoring: Scoring, start: int, residuals, out_gradient):
     taken = jnp.where(is_token, jnp.exp(sinks - log_normalizer) * means, 0)
     sinks_gradient = -jnp.sum(taken, axis=(0, 3))[:, :, None]
   return query_gradient, key_gradient.astype(dtype), value_gradient.astype(dtype), sinks_gradient, None
+
+
+def _query_gradient(scores_gradient: Float[Array, "B K s M"], key: Float[Array, "B K s H"]) -> Float[Array, "B K M H"]:
+  dtype = scores_gradient.dtype
+  if not is_one_cpu():
+    return _product("bksm,bksh->bkmh", scores_gradient, key).astype(dtype)
+  # The keys and the result are a fraction of the scores, which would be transposed otherwise.
+  return transposed(_product("bkhs,bksm->bkhm", transposed(key), scores_gradient).astype(dtype))
 
 
 _attend.defvjp(_attend_forward, _attend_backward)

@@ -23,7 +23,7 @@ from jaxtyping import Array, Float, Int, Key
 from ultrathink_jax.kernels.cross_entropy import TokenLosses
 from ultrathink_jax.kernels.matmul import transposed_product
 from ultrathink_jax.kernels.soft_cap import Cap, soft_cap, through_soft_cap
-from ultrathink_jax.platform import target_platform
+from ultrathink_jax.platform import is_one_cpu, target_platform
 
 _MAX_CHUNK_LOGITS = 2**25  # of a device: 128 MiB of float32
 _GPU_CHUNKS = 8  # times as many on a GPU: with few rows a chunk, the sum of the table's gradient is all memory traffic
@@ -131,7 +131,7 @@ class _Blocks(NamedTuple):
 def _blocks(vocab_size: int) -> _Blocks:
   """Returns one block where products gain nothing from several, or where devices share the vocabulary."""
   size = vocab_size
-  if target_platform() == "cpu" and math.prod(_mesh_sizes().values()) == 1:
+  if is_one_cpu():
     number = -(-vocab_size // _BLOCK_TOKENS)
     size = min(vocab_size, -(-vocab_size // (16 * number)) * 16)
   firsts = jnp.arange(0, vocab_size, size)

@@ -90,14 +90,16 @@ def _of_expert(bank: Bank | None, expert: Int[Array, ""], dtype: Any) -> Bank | 
   return Bank(in_dtype(one.kernel, dtype), *(None if factor is None else factor.astype(dtype) for factor in one[1:]))
 
 
-def _transposed(one: Bank) -> Bank:
-  """Returns the transpose of what an expert multiplies with: of kernel + a b, as such a sum."""
-  return Bank(one.kernel.T) if one.a is None else Bank(one.kernel.T, one.b.T, one.a.T)
-
-
 def _through(x: Float[Array, "R _"], one: Bank) -> Float[Array, "R _"]:
+  """Returns x times the kernel + a b of an expert."""
   y = _product(x, one.kernel)
   return y if one.a is None else y + _product(_product(x, one.a).astype(x.dtype), one.b)
+
+
+def _back_through(x: Float[Array, "R _"], one: Bank) -> Float[Array, "R _"]:
+  """Returns x times the transpose of it. A transpose by itself would make XLA on CPU multiply float32, not bfloat16."""
+  y = _transposed_product(x, one.kernel)
+  return y if one.a is None else y + _transposed_product(_transposed_product(x, one.b).astype(x.dtype), one.a)
 
 
 def _chosen(x, choices, gates, gate_kernel, up_kernel, down_kernel, activation: str) -> Float[Array, "T D"]:
@@ -156,7 +158,7 @@ def _run(activation: str, x, gates, banks, order: _Order):
     outputs = chunk.put(outputs, _through(activate(activation, gate, up), down_bank))
     return outputs, chunk.put(gate_in, gate) if is_gated else None, chunk.put(up_in, up)
 
-  empty = lambda width: jnp.zeros((inputs.shape[0], width), x.dtype)
+  empty = lambda width: _stored(jnp.zeros((inputs.shape[0], width), x.dtype))
   state = empty(D), empty(F) if is_gated else None, empty(F)
   outputs, gate_in, up_in = _for_each_chunk(order, banks, x.dtype, run_chunk, state)
   y = jnp.einsum("tk,tkd->td", gates, _unsort(outputs, order).astype(jnp.float32)).astype(x.dtype)
@@ -178,23 +180,22 @@ def _backward(activation: str, residuals, y_gradient):
     hidden, pullback = jax.vjp(partial(activate, activation), gate, chunk.take(up_in))
     rows = jnp.where(chunk.is_row[:, None], chunk.take(output_gradients), 0)
     columns = jnp.where(chunk.is_row, chunk.take(output_gradient_columns, 1), 0)
-    down_bank = _transposed(down_bank)
-    down_gradient = chunk.add_products(down_gradient, down_bank, columns, hidden)
-    gate, up = pullback(_through(rows, down_bank).astype(x.dtype))
+    down_gradient = chunk.add_products(down_gradient, _turned(down_bank), columns, hidden)
+    gate, up = pullback(_back_through(rows, down_bank).astype(x.dtype))
     columns = chunk.take(input_columns, 1)
     up_gradient = chunk.add_products(up_gradient, up_bank, columns, up)
-    gradient = _through(up, _transposed(up_bank))
+    gradient = _back_through(up, up_bank)
     if is_gated:
-      gradient += _through(gate, _transposed(gate_bank))
+      gradient += _back_through(gate, gate_bank)
       gate_gradient = chunk.add_products(gate_gradient, gate_bank, columns, gate)
     return chunk.put(input_gradients, gradient), gate_gradient, up_gradient, down_gradient
 
   zeros = _zero_gradients(banks, trained)
-  state = jnp.zeros(output_gradients.shape, x.dtype), *zeros[:2], _transposed_bank(zeros[2])
+  state = jnp.zeros_like(output_gradients), *zeros[:2], _turned(zeros[2])
   input_gradients, gate, up, down = _for_each_chunk(order, banks, x.dtype, run_chunk, state)
   x_gradient = jnp.sum(_unsort(input_gradients, order), axis=1, dtype=jnp.float32).astype(x.dtype)
   like = lambda gradient, leaf: None if gradient is None else gradient.astype(leaf.dtype)
-  gradients = zip((gate, up, _transposed_bank(down)), banks, strict=True)
+  gradients = zip((gate, up, _turned(down)), banks, strict=True)
   banks_gradient = tuple(None if bank is None else Bank(*map(like, gradient, bank)) for gradient, bank in gradients)
   return x_gradient, gates_gradient, banks_gradient, None
 
@@ -212,10 +213,10 @@ def _zero_gradients(banks: tuple[Bank | None, ...], trained: _Trained) -> list[B
   ]
 
 
-def _transposed_bank(gradients: Bank) -> Bank:
-  """Returns the gradients of the transposed kernels."""
-  turn = lambda leaf: None if leaf is None else leaf.swapaxes(1, 2)
-  return Bank(turn(gradients.kernel), turn(gradients.b), turn(gradients.a))
+def _turned(bank: Bank) -> Bank:
+  """Returns the bank of the transposed matrices: of kernel + a b, as such a sum."""
+  turn = lambda leaf: None if leaf is None else leaf.swapaxes(-2, -1)
+  return Bank(turn(bank.kernel), turn(bank.b), turn(bank.a))
 
 
 class _Chunk(NamedTuple):
@@ -229,11 +230,12 @@ class _Chunk(NamedTuple):
   start: Int[Array, ""]
   is_row: Bool[Array, " R"]  # of this expert
 
-  def take(self, array: Array, axis: int = 0) -> Array:
-    return jax.lax.dynamic_slice_in_dim(array, self.start, self.is_row.size, axis)
+  def take(self, stored: Array, axis: int = 0) -> Float[Array, "..."]:
+    return _loaded(jax.lax.dynamic_slice_in_dim(stored, self.start, self.is_row.size, axis))
 
-  def put(self, array: Float[Array, "S _"], rows: Float[Array, "R _"]) -> Float[Array, "S _"]:
-    return jax.lax.dynamic_update_slice_in_dim(array, rows.astype(array.dtype), self.start, 0)
+  def put(self, stored: Array, rows: Float[Array, "R _"]) -> Array:
+    rows = _stored(rows.astype(jnp.bfloat16 if stored.dtype == jnp.uint16 else stored.dtype))
+    return jax.lax.dynamic_update_slice_in_dim(stored, rows, self.start, 0)
 
   def add_products(
     self, gradients: Bank, one: Bank, columns: Float[Array, "D R"], outputs: Float[Array, "R F"]
@@ -246,7 +248,7 @@ class _Chunk(NamedTuple):
     if kernel is not None:
       kernel = self._add(kernel, _product(columns, outputs))
     if a is not None:
-      a = self._add(a, _product(columns, _product(outputs, one.b.T).astype(outputs.dtype)))
+      a = self._add(a, _product(columns, _transposed_product(outputs, one.b).astype(outputs.dtype)))
       b = self._add(b, _product(_product(one.a.T, columns).astype(outputs.dtype), outputs))
     return Bank(kernel, a, b)
 
@@ -281,19 +283,37 @@ def _for_each_chunk(
   return jax.lax.fori_loop(0, counts.size, run_expert, state)
 
 
-def _sort(array: Float[Array, "T D"], order: _Order, scale: Float[Array, "TK 1"] | None = None) -> Float[Array, "S D"]:
-  rows = array[order.choice_of_row // order.row_of_choice.shape[1]]
+def _sort(array: Float[Array, "T D"], order: _Order, scale: Float[Array, "TK 1"] | None = None) -> Array:
+  """Returns a row of `array` for each choice, and room for a chunk, stored [S, D]."""
+  rows = _stored(array)[order.choice_of_row // order.row_of_choice.shape[1]]
   if scale is not None:
-    rows = (rows * scale).astype(rows.dtype)
+    rows = _stored((_loaded(rows) * scale).astype(array.dtype))
   chunk_rows, _ = _chunk_rows(rows.shape[0], order.counts.size)
   return jnp.pad(rows, ((0, chunk_rows), (0, 0)))
 
 
-def _unsort(rows: Float[Array, "S D"], order: _Order) -> Float[Array, "T K D"]:
-  """Returns the row of each choice, 0 for a choice of no expert."""
+def _unsort(stored: Array, order: _Order) -> Float[Array, "T K D"]:
+  """Returns the row of each choice, 0 for a choice of no expert, of rows that are stored [S, D]."""
   is_computed = order.row_of_choice < jnp.sum(order.counts)
-  return jnp.where(is_computed[..., None], rows[order.row_of_choice], 0)
+  return jnp.where(is_computed[..., None], _loaded(stored[order.row_of_choice]), 0)
 
 
-def _product(x: Float[Array, "_ _"], y: Float[Array, "_ _"]) -> Float[Array, "_ _"]:
+def _product(x: Float[Array, "R I"], y: Float[Array, "I O"]) -> Float[Array, "R O"]:
   return jnp.dot(x, y, preferred_element_type=jnp.float32)
+
+
+def _transposed_product(x: Float[Array, "R O"], y: Float[Array, "I O"]) -> Float[Array, "R I"]:
+  return jnp.einsum("ro,io->ri", x, y, preferred_element_type=jnp.float32)
+
+
+def _stored(array: Array) -> Array:
+  """Returns bfloat16 as its bits, any other array as it is.
+
+  To read or change a part of an array of bfloat16, XLA on CPU makes float32 of all of it, and rounds it again.
+  """
+  return jax.lax.bitcast_convert_type(array, jnp.uint16) if array.dtype == jnp.bfloat16 else array
+
+
+def _loaded(array: Array) -> Array:
+  """Returns what `_stored` was given."""
+  return jax.lax.bitcast_convert_type(array, jnp.bfloat16) if array.dtype == jnp.uint16 else array

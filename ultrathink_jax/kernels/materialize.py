@@ -17,5 +17,10 @@ def materialized(function: Callable[..., Any], *arrays: Any) -> Any:
   """
   if target_platform() != "cpu":
     return function(*arrays)
+
+  def inner(*arrays: Any) -> Any:
+    with set_xla_metadata(inlineable="true"):  # calls inside, as of jnp.where, are not to be kept apart
+      return function(*arrays)
+
   with set_xla_metadata(inlineable="false"):
-    return jax.jit(function)(*arrays)
+    return jax.jit(inner)(*arrays)

@@ -3,15 +3,17 @@
 Letters: T tokens  D in  F out.
 """
 
+import math
+
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from ultrathink_jax.kernels.materialize import materialized
 from ultrathink_jax.kernels.quantized import Quantized, in_dtype
-from ultrathink_jax.platform import target_platform
+from ultrathink_jax.platform import is_one_cpu, target_platform
 
-_TRANSPOSED_BLOCK = 256
+_TILE = 32
 
 
 @jax.custom_vjp
@@ -58,13 +60,35 @@ def _product(spec: str, x: Array, y: Array) -> Array:
 def transposed_product(x: Float[Array, "T D"], y: Float[Array, "T *F"]) -> Float[Array, "D *F"]:
   """Returns x^T y in float32.
 
-  XLA on CPU has fast bfloat16 products, several times as fast as float32, for every order of operands but this one.
-  There x is first transposed by products with the identity, which are exact.
+  XLA on CPU has fast products for every order of operands but this one: there bfloat16 is several times as slow, and
+  float32 is where results have no more columns than rows. So x is transposed first.
   """
-  if x.dtype != jnp.bfloat16 or target_platform() != "cpu":
+  has_many_columns = math.prod(y.shape[1:]) > x.shape[1]
+  if not is_one_cpu() or (has_many_columns and x.dtype == jnp.float32):
     return jnp.einsum("td,t...->d...", x, y, preferred_element_type=jnp.float32)
-  blocks = [x[:, start : start + _TRANSPOSED_BLOCK] for start in range(0, x.shape[1], _TRANSPOSED_BLOCK)]
-  transposed = [
-    _product("cd,td->ct", jnp.eye(block.shape[1], dtype=x.dtype), block).astype(x.dtype) for block in blocks
-  ]
-  return _product("dt,t...->d...", jnp.concatenate(transposed), y)
+  return _product("dt,t...->d...", transposed(x), y)
+
+
+@jax.custom_vjp
+def transposed(x: Float[Array, "... T D"]) -> Float[Array, "... D T"]:
+  """Returns the last two dims in the other order; on a CPU from memory to memory.
+
+  Left to itself, XLA leaves a transpose to the product that reads it, which is what this is to avoid, or fuses it with
+  whatever made x, element by element in the order of the result. Both dims are split, so that it does not take this for
+  an array of another layout. Of bfloat16 the bits are moved, which spares the way to float32 and back.
+  """
+  if not is_one_cpu():
+    return x.swapaxes(-2, -1)
+  *batch, T, D = x.shape
+  padding = [(0, 0)] * len(batch) + [(0, -length % _TILE) for length in (T, D)]
+
+  def move(x: Array) -> Array:
+    bits = jax.lax.bitcast_convert_type(x, jnp.uint16) if x.dtype == jnp.bfloat16 else x
+    tiles = jnp.pad(bits, padding).reshape(*batch, -(-T // _TILE), _TILE, -(-D // _TILE), _TILE)
+    moved = jnp.moveaxis(tiles, (-4, -3), (-2, -1)).reshape(*batch, D + padding[-1][1], T + padding[-2][1])
+    return jax.lax.bitcast_convert_type(moved[..., :D, :T], x.dtype)
+
+  return materialized(move, x)
+
+
+transposed.defvjp(lambda x: (transposed(x), None), lambda _, gradient: (transposed(gradient),))

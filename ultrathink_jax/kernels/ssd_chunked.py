@@ -5,10 +5,15 @@ Letters: B batch  T length  C chunks of a row  Q chunk length (i, j inside)  N h
 Z state size  I = B C K: the chunks of all rows and groups, which are independent but for the state  M = G P.
 """
 
+from functools import partial
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
+from ultrathink_jax.kernels.materialize import materialized
+from ultrathink_jax.kernels.matmul import transposed
 from ultrathink_jax.kernels.ssd import is_document_start
 
 
@@ -45,8 +50,7 @@ def ssd_chunked(
   b, c = by_group(b), by_group(c)
   document = jnp.cumsum(starts.reshape(B * C, Q), axis=1)  # documents begun in this chunk
   document = jnp.repeat(document, K, axis=0)[:, None, :, None]  # [I, 1, Q, 1]
-  is_seen = (document[:, 0] == document[:, 0].swapaxes(1, 2)) & jnp.tri(Q, dtype=bool)
-  is_seen = is_seen.astype(dtype)  # [I, Q, Q]
+  is_seen = materialized(partial(_is_seen, dtype=dtype), document[:, 0])
   # [I, G, Q, 1]: sum of dt a up to i from the start of its document or, if that lies before, of the chunk. A product
   # with a triangle rather than a cumsum, which XLA would recompute inside each of the Q x Q exponentials that read it.
   decay_log = jnp.einsum("iqr,igro->igqo", is_seen, dt * decay_rates, precision=jax.lax.Precision.HIGHEST)
@@ -57,7 +61,7 @@ def ssd_chunked(
   last = decay_log[:, :, -1:]
   to_end = jnp.exp(jnp.where(document == document[:, :, -1:], last - decay_log, -jnp.inf))
   weighted = x_dt * to_end.astype(x.dtype)
-  added = jnp.einsum("iqz,iqm->izm", b, _merge_heads(weighted), preferred_element_type=dtype)
+  added = jnp.einsum("izq,iqm->izm", transposed(b), _merge_heads(weighted), preferred_element_type=dtype)
   kept = jnp.where(document[:, 0, -1] == 0, jnp.exp(last[:, :, 0, 0]), 0)  # [I, G]
   kept = jnp.repeat(kept, P, axis=1)[:, None]
 
@@ -76,6 +80,12 @@ def ssd_chunked(
   y += jnp.where(document == 0, jnp.exp(decay_log), 0) * carried
   y = y.reshape(B, C, K, G, Q, P).transpose(0, 1, 4, 2, 3, 5).reshape(B, C * Q, N, P)[:, :T].astype(x.dtype)
   return y, h.swapaxes(2, 3).reshape(B, N, P, Z)
+
+
+def _is_seen(document: Int[Array, "I Q 1"], dtype: Any) -> Float[Array, "I Q Q"]:
+  """Returns 1 where what lies at j is of the document of i, and not after it."""
+  Q = document.shape[1]
+  return ((document == document.swapaxes(1, 2)) & jnp.tri(Q, dtype=bool)).astype(dtype)
 
 
 @jax.custom_vjp

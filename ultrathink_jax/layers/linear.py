@@ -12,6 +12,7 @@ from jaxtyping import Array, Float
 
 from ultrathink_jax.kernels.experts import Bank
 from ultrathink_jax.kernels.matmul import matmul
+from ultrathink_jax.kernels.per_token import per_token
 from ultrathink_jax.kernels.quantized import dequantize
 from ultrathink_jax.layers.adapter import adapted, merged
 from ultrathink_jax.parallel.sharding import is_spread
@@ -71,7 +72,7 @@ class Projection(_Weighted):
     y = checkpoint_name(y.reshape(*outer, *self.out_dims), PROJECTED)
     if self.has_bias:
       init = nn.with_logical_partitioning(nn.initializers.zeros, self.axes[num_in:])
-      y += self.param("bias", init, self.out_dims, jnp.float32).astype(x.dtype)
+      y += per_token(self.param("bias", init, self.out_dims, jnp.float32), outer).astype(x.dtype)
     return y
 
 

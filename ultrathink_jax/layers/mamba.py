@@ -17,6 +17,7 @@ from jaxtyping import Array, Float, Int
 
 from ultrathink_jax.kernels.backends import SSD, resolve_ssd
 from ultrathink_jax.kernels.conv1d import conv1d
+from ultrathink_jax.kernels.per_token import per_token
 from ultrathink_jax.kernels.ssd import is_document_start
 from ultrathink_jax.layers.linear import Projection
 from ultrathink_jax.layers.norm import RMSNorm
@@ -139,7 +140,7 @@ class Mamba(nn.Module):
       for name, dim in config.conv_dims.items()
     }
     per_head = lambda name, init: self.param(name, nn.with_logical_partitioning(init, ("heads",)), (N,), jnp.float32)
-    dt = jnp.clip(jax.nn.softplus(dt + per_head("dt_bias", init_dt_bias)), *config.dt_limits)
+    dt = jnp.clip(jax.nn.softplus(dt + per_token(per_head("dt_bias", init_dt_bias), (B, T))), *config.dt_limits)
     dt = jnp.where(context.segment_ids[..., None] != 0, dt, 0)
     a, d = -jnp.exp(per_head("a_log", init_a_log)), per_head("d", nn.initializers.ones)
     if cache is None:
@@ -165,15 +166,10 @@ def _scan_loss(dt: Float[Array, "B T N"], a: Float[Array, " N"], segment_ids: In
 def _mix(config: MambaConfig, streams, filters, dt, a, d, segment_ids, cache: MambaCache | None):
   """Returns y [B, T, N, P] and the last state of the heads that are given."""
   convolved = {
-    name: _convolve(stream, *filters[name], segment_ids, None if cache is None else cache.conv[name])
+    name: conv1d(stream, *filters[name], segment_ids, None if cache is None else cache.conv[name])
     for name, stream in streams.items()
   }
   return _recur(config, convolved, dt, a, d, segment_ids, None if cache is None else cache.state)
-
-
-def _convolve(stream: Float[Array, "B T C"], kernel, bias, segment_ids, state) -> Float[Array, "B T C"]:
-  y = conv1d(stream, kernel.astype(stream.dtype), segment_ids, state)
-  return jax.nn.silu(y if bias is None else y + bias.astype(stream.dtype))
 
 
 def _recur(config: MambaConfig, streams, dt, a, d, segment_ids, state):
@@ -182,7 +178,8 @@ def _recur(config: MambaConfig, streams, dt, a, d, segment_ids, state):
   x = split(streams["x"], config.head_dim)
   b, c = (split(streams[name], config.state_dim) for name in "bc")
   y, last = SSD[resolve_ssd(config.backend)](x, dt, a, b, c, segment_ids, state, config.chunk_tokens)
-  return y + x * d.astype(x.dtype)[:, None], last
+  skip = per_token(jnp.broadcast_to(d.astype(x.dtype)[:, None], x.shape[2:]), x.shape[:2])
+  return y + x * skip, last
 
 
 def _mix_over_devices(config: MambaConfig, streams, filters, dt, a, d, segment_ids):
@@ -221,7 +218,7 @@ def _mix_over_context(config: MambaConfig, streams, filters, dt, a, d, segment_i
   border = config.conv_width - 1
   joined = with_left_border(segment_ids, border)
   convolved = {
-    name: _convolve(with_left_border(stream, border), *filters[name], joined, None)[:, border:]
+    name: conv1d(with_left_border(stream, border), *filters[name], joined)[:, border:]
     for name, stream in streams.items()
   }
   y, added = _recur(config, convolved, dt, a, d, segment_ids, None)

@@ -5,6 +5,8 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jaxtyping import Array, Float
 
+from ultrathink_jax.kernels.per_token import per_token
+
 
 class RMSNorm(nn.Module):
   """x / sqrt(mean(x^2) + epsilon) * scale over the last `len(axes)` dims; computed in float32, given in x's dtype.
@@ -19,10 +21,10 @@ class RMSNorm(nn.Module):
 
   @nn.compact
   def __call__(self, x: Float[Array, "..."]) -> Float[Array, "..."]:
-    normed_dims = x.shape[x.ndim - len(self.axes) :]
+    tokens, normed_dims = x.shape[: x.ndim - len(self.axes)], x.shape[x.ndim - len(self.axes) :]
     init = nn.with_logical_partitioning(nn.initializers.ones, self.axes)
     scale = self.param("scale", init, normed_dims, jnp.float32)
-    x32 = x.astype(jnp.float32).reshape(*x.shape[: x.ndim - len(self.axes)], self.num_groups, -1)
+    x32 = x.astype(jnp.float32).reshape(*tokens, self.num_groups, -1)
     mean_square = jnp.mean(jnp.square(x32), axis=-1, keepdims=True)
     normed = (x32 * jax.lax.rsqrt(mean_square + self.epsilon)).reshape(x.shape)
-    return (normed * scale).astype(x.dtype)
+    return (normed * per_token(scale, tokens)).astype(x.dtype)

@@ -7,6 +7,7 @@ Letters: B batch  T length  N heads  H head dim  R pairs of dims that turn.
 
 import math
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
@@ -26,13 +27,28 @@ def rotation(positions: Int[Array, "B T"], head_dim: int, rope: RopeConfig) -> R
   return Rotation(jnp.cos(angles) * magnitude, jnp.sin(angles) * magnitude)
 
 
+@jax.custom_vjp
 def rotate(x: Float[Array, "B T N H"], rotation: Rotation) -> Float[Array, "B T N H"]:
-  """Returns x with dims (j, j + R) of each head turned by their angle; the dims behind stay as they are."""
+  """Returns x with dims (j, j + R) of each head turned by their angle; the dims behind stay as they are.
+
+  Gradients are turned back. None reaches the rotation itself.
+  """
   cos, sin = rotation
   pairs = cos.shape[-1]
   first, second = x[..., :pairs].astype(jnp.float32), x[..., pairs : 2 * pairs].astype(jnp.float32)
   turned = [first * cos - second * sin, second * cos + first * sin]
   return jnp.concatenate([*(part.astype(x.dtype) for part in turned), x[..., 2 * pairs :]], axis=-1)
+
+
+def _rotate_forward(x, rotation):
+  return rotate(x, rotation), rotation
+
+
+def _rotate_backward(rotation, gradient):
+  return rotate(gradient, Rotation(rotation.cos, -rotation.sin)), None
+
+
+rotate.defvjp(_rotate_forward, _rotate_backward)
 
 
 def _frequencies(positions: Int[Array, "B T"], pairs: int, rope: RopeConfig) -> tuple[Array | np.ndarray, float]:
