@@ -75,5 +75,6 @@ def attention(
     scores = jnp.concatenate([scores, sinks], axis=-1)
     mask = jnp.concatenate([mask, jnp.ones_like(mask[..., :1])], axis=-1)
   weights = jax.nn.softmax(scores, axis=-1, where=mask)[..., : key.shape[1]]
-  out = jnp.einsum("bkgts,bskh->btkgh", weights.astype(value.dtype), value)
-  return out.reshape(B, T, N, H)
+  # Heads first, which is the order of a plain product: with another one, XLA on CPU multiplies transposed values.
+  out = jnp.einsum("bkgts,bskh->bkgth", weights.astype(value.dtype), value)
+  return out.transpose(0, 3, 1, 2, 4).reshape(B, T, N, H)
