@@ -20,6 +20,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, Key
 
+from ultrathink_jax.kernels.bits import loaded, stored
 from ultrathink_jax.kernels.cross_entropy import TokenLosses
 from ultrathink_jax.kernels.matmul import transposed_product
 from ultrathink_jax.kernels.soft_cap import Cap, soft_cap, through_soft_cap
@@ -126,6 +127,12 @@ class _Blocks(NamedTuple):
   size: int
   starts: Int[Array, " N"]
   firsts: Int[Array, " N"]
+  has_overlap: bool
+
+  def own(self, start: Int[Array, ""], first: Int[Array, ""], numbers: Float[Array, "v B t"]) -> Float[Array, "v B t"]:
+    """Returns the numbers of the block of tokens from `start` on, 0 for tokens that belong to the block before."""
+    is_own = start + jnp.arange(self.size) >= first
+    return jnp.where(is_own[:, None, None], numbers, 0) if self.has_overlap else numbers
 
 
 def _blocks(vocab_size: int) -> _Blocks:
@@ -135,7 +142,7 @@ def _blocks(vocab_size: int) -> _Blocks:
     number = -(-vocab_size // _BLOCK_TOKENS)
     size = min(vocab_size, -(-vocab_size // (16 * number)) * 16)
   firsts = jnp.arange(0, vocab_size, size)
-  return _Blocks(size, jnp.minimum(firsts, vocab_size - size), firsts)
+  return _Blocks(size, jnp.minimum(firsts, vocab_size - size), firsts, vocab_size % size != 0)
 
 
 def _rows(table: Float[Array, "V D"], start: Int[Array, ""], size: int) -> Float[Array, "v D"]:
@@ -177,8 +184,8 @@ def _softmax(
 ) -> tuple[_Softmax, tuple[Float[Array, "N v B t"], Float[Array, "N B t"]] | None]:
   """Returns the softmax and, if kept, what gradients are made of: each block's powers and what they are relative to.
 
-  The powers have passed backward through the soft cap. They are float32 at any compute dtype: XLA on CPU copies the
-  whole array to put a block of bfloat16 into it. Label smoothing needs the logits themselves, and gets those.
+  The powers have passed backward through the soft cap and have the dtype of `hidden`, as the gradients will. Label
+  smoothing needs the logits themselves, and gets those.
   """
 
   def read(softmax: _Softmax, block):
@@ -187,15 +194,15 @@ def _softmax(
     logits = soft_cap(logits, cap)
     highest = jnp.maximum(softmax.highest, jnp.max(logits, axis=0))
     # One exponential a logit: gradients are made from these powers too.
-    is_own = (start + jnp.arange(blocks.size) >= first)[:, None, None]
-    powers = jnp.where(is_own, jnp.exp(logits - highest), 0)
+    own = lambda numbers: blocks.own(start, first, numbers)
+    powers = own(jnp.exp(logits - highest))
     normalizer = softmax.normalizer * jnp.exp(softmax.highest - highest) + jnp.sum(powers, axis=0)
     place = jnp.clip(targets - start, 0, blocks.size - 1)
     is_here = (targets >= start) & (targets < start + blocks.size)
     target_logits = jnp.take_along_axis(logits, place[None], axis=0)[0]
     target_logits = jnp.where(is_here, target_logits, softmax.target_logits)
-    sums = softmax.logit_sums + jnp.sum(jnp.where(is_own, logits, 0), axis=0) if mix.smoothing else None
-    kept = logits if mix.smoothing else through_soft_cap(powers, logits, cap)
+    sums = softmax.logit_sums + jnp.sum(own(logits), axis=0) if mix.smoothing else None
+    kept = logits if mix.smoothing else stored(through_soft_cap(powers, logits, cap).astype(hidden.dtype))
     return _Softmax(highest, normalizer, target_logits, sums), (kept, highest) if is_kept else None
 
   zeros = jnp.zeros(targets.shape, jnp.float32)
@@ -282,7 +289,7 @@ def _logit_gradients(softmax: _Softmax, weights, targets, cap, vocab_size: int, 
       gradient = through_soft_cap(jnp.exp(kept - softmax.highest) * power_scale - even * weights, kept, cap)
       gradient = jnp.where((tokens >= first)[:, None, None], gradient, 0)
     else:
-      gradient = kept * (power_scale * jnp.exp(highest - softmax.highest))
+      gradient = loaded(kept).astype(jnp.float32) * (power_scale * jnp.exp(highest - softmax.highest))
     return jnp.where(is_target, at_target, gradient)
 
   return gradient_of

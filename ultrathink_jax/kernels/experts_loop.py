@@ -21,6 +21,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from ultrathink_jax.kernels.activation import activate
+from ultrathink_jax.kernels.bits import loaded, stored
 from ultrathink_jax.kernels.experts import Bank, rank_in_expert
 from ultrathink_jax.kernels.experts_sorted import experts_sorted
 from ultrathink_jax.kernels.quantized import in_dtype
@@ -158,7 +159,7 @@ def _run(activation: str, x, gates, banks, order: _Order):
     outputs = chunk.put(outputs, _through(activate(activation, gate, up), down_bank))
     return outputs, chunk.put(gate_in, gate) if is_gated else None, chunk.put(up_in, up)
 
-  empty = lambda width: _stored(jnp.zeros((inputs.shape[0], width), x.dtype))
+  empty = lambda width: stored(jnp.zeros((inputs.shape[0], width), x.dtype))
   state = empty(D), empty(F) if is_gated else None, empty(F)
   outputs, gate_in, up_in = _for_each_chunk(order, banks, x.dtype, run_chunk, state)
   y = jnp.einsum("tk,tkd->td", gates, _unsort(outputs, order).astype(jnp.float32)).astype(x.dtype)
@@ -230,12 +231,12 @@ class _Chunk(NamedTuple):
   start: Int[Array, ""]
   is_row: Bool[Array, " R"]  # of this expert
 
-  def take(self, stored: Array, axis: int = 0) -> Float[Array, "..."]:
-    return _loaded(jax.lax.dynamic_slice_in_dim(stored, self.start, self.is_row.size, axis))
+  def take(self, array: Array, axis: int = 0) -> Float[Array, "..."]:
+    return loaded(jax.lax.dynamic_slice_in_dim(array, self.start, self.is_row.size, axis))
 
-  def put(self, stored: Array, rows: Float[Array, "R _"]) -> Array:
-    rows = _stored(rows.astype(jnp.bfloat16 if stored.dtype == jnp.uint16 else stored.dtype))
-    return jax.lax.dynamic_update_slice_in_dim(stored, rows, self.start, 0)
+  def put(self, array: Array, rows: Float[Array, "R _"]) -> Array:
+    rows = stored(rows.astype(loaded(array).dtype))
+    return jax.lax.dynamic_update_slice_in_dim(array, rows, self.start, 0)
 
   def add_products(
     self, gradients: Bank, one: Bank, columns: Float[Array, "D R"], outputs: Float[Array, "R F"]
@@ -285,17 +286,17 @@ def _for_each_chunk(
 
 def _sort(array: Float[Array, "T D"], order: _Order, scale: Float[Array, "TK 1"] | None = None) -> Array:
   """Returns a row of `array` for each choice, and room for a chunk, stored [S, D]."""
-  rows = _stored(array)[order.choice_of_row // order.row_of_choice.shape[1]]
+  rows = stored(array)[order.choice_of_row // order.row_of_choice.shape[1]]
   if scale is not None:
-    rows = _stored((_loaded(rows) * scale).astype(array.dtype))
+    rows = stored((loaded(rows) * scale).astype(array.dtype))
   chunk_rows, _ = _chunk_rows(rows.shape[0], order.counts.size)
   return jnp.pad(rows, ((0, chunk_rows), (0, 0)))
 
 
-def _unsort(stored: Array, order: _Order) -> Float[Array, "T K D"]:
+def _unsort(rows: Array, order: _Order) -> Float[Array, "T K D"]:
   """Returns the row of each choice, 0 for a choice of no expert, of rows that are stored [S, D]."""
   is_computed = order.row_of_choice < jnp.sum(order.counts)
-  return jnp.where(is_computed[..., None], _loaded(stored[order.row_of_choice]), 0)
+  return jnp.where(is_computed[..., None], loaded(rows[order.row_of_choice]), 0)
 
 
 def _product(x: Float[Array, "R I"], y: Float[Array, "I O"]) -> Float[Array, "R O"]:
@@ -304,16 +305,3 @@ def _product(x: Float[Array, "R I"], y: Float[Array, "I O"]) -> Float[Array, "R 
 
 def _transposed_product(x: Float[Array, "R O"], y: Float[Array, "I O"]) -> Float[Array, "R I"]:
   return jnp.einsum("ro,io->ri", x, y, preferred_element_type=jnp.float32)
-
-
-def _stored(array: Array) -> Array:
-  """Returns bfloat16 as its bits, any other array as it is.
-
-  To read or change a part of an array of bfloat16, XLA on CPU makes float32 of all of it, and rounds it again.
-  """
-  return jax.lax.bitcast_convert_type(array, jnp.uint16) if array.dtype == jnp.bfloat16 else array
-
-
-def _loaded(array: Array) -> Array:
-  """Returns what `_stored` was given."""
-  return jax.lax.bitcast_convert_type(array, jnp.bfloat16) if array.dtype == jnp.uint16 else array

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from ultrathink_jax.kernels.bits import loaded, stored
 from ultrathink_jax.kernels.materialize import materialized
 from ultrathink_jax.kernels.quantized import Quantized, in_dtype
 from ultrathink_jax.platform import is_one_cpu, target_platform
@@ -75,7 +76,7 @@ def transposed(x: Float[Array, "... T D"]) -> Float[Array, "... D T"]:
 
   Left to itself, XLA leaves a transpose to the product that reads it, which is what this is to avoid, or fuses it with
   whatever made x, element by element in the order of the result. Both dims are split, so that it does not take this for
-  an array of another layout. Of bfloat16 the bits are moved, which spares the way to float32 and back.
+  an array of another layout.
   """
   if not is_one_cpu():
     return x.swapaxes(-2, -1)
@@ -83,10 +84,9 @@ def transposed(x: Float[Array, "... T D"]) -> Float[Array, "... D T"]:
   padding = [(0, 0)] * len(batch) + [(0, -length % _TILE) for length in (T, D)]
 
   def move(x: Array) -> Array:
-    bits = jax.lax.bitcast_convert_type(x, jnp.uint16) if x.dtype == jnp.bfloat16 else x
-    tiles = jnp.pad(bits, padding).reshape(*batch, -(-T // _TILE), _TILE, -(-D // _TILE), _TILE)
+    tiles = jnp.pad(stored(x), padding).reshape(*batch, -(-T // _TILE), _TILE, -(-D // _TILE), _TILE)
     moved = jnp.moveaxis(tiles, (-4, -3), (-2, -1)).reshape(*batch, D + padding[-1][1], T + padding[-2][1])
-    return jax.lax.bitcast_convert_type(moved[..., :D, :T], x.dtype)
+    return loaded(moved[..., :D, :T])
 
   return materialized(move, x)
 
