@@ -18,7 +18,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int, Key
+from jaxtyping import Array, Float, Int, Key, Shaped
 
 from ultrathink_jax.kernels.bits import loaded, stored
 from ultrathink_jax.kernels.cross_entropy import TokenLosses
@@ -181,7 +181,7 @@ class _Softmax(NamedTuple):
 
 def _softmax(
   hidden, table, targets, cap, blocks: _Blocks, mix: _Mix, is_kept: bool
-) -> tuple[_Softmax, tuple[Float[Array, "N v B t"], Float[Array, "N B t"]] | None]:
+) -> tuple[_Softmax, tuple[Shaped[Array, "N v B t"], Float[Array, "N B t"]] | None]:
   """Returns the softmax and, if kept, what gradients are made of: each block's powers and what they are relative to.
 
   The powers have passed backward through the soft cap and have the dtype of `hidden`, as the gradients will. Label
