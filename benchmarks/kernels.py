@@ -111,7 +111,7 @@ def make_problem(kernel: str, config: Config) -> Problem:
     width, channels = model.mamba_conv_width, model.mamba_heads * model.mamba_head_dim
     one = B * T * channels * jnp.dtype(model.dtype).itemsize
     # Forward reads x and writes y; backward reads x and y's gradient and writes x's.
-    call = lambda form, inputs: form(*inputs, segments)
+    call = lambda form, inputs: form(*inputs, None, segments)
     return Problem((array(B, T, channels), array(width, channels)), call, forward_bytes=2 * one, both_bytes=5 * one)
   raise ValueError(f"{kernel!r} is not one of {', '.join(FORMS)}")
 
