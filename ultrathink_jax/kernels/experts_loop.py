@@ -4,8 +4,8 @@ How many chunks an expert has is known only when the router has spoken, so these
 padded but the last chunk, and hidden units stay in the cache. This is the fast form on CPU, where products of many rows
 run at full speed and gathering a copy of the weights for every block of rows (experts_sorted) costs more than they do.
 
-Gradients of kernels come from columns that were transposed once for all chunks: XLA on CPU takes long for products
-whose left operand is transposed. Frozen kernels have none; those in few bits become numbers expert by expert.
+Gradients of kernels come from rows that are transposed first: XLA on CPU takes long for products whose left operand is
+transposed. Frozen kernels have none; those in few bits become numbers expert by expert.
 
 Letters: T tokens of the whole batch  K choices of a token  E experts  D embed  F expert width  S sorted rows, one a
 choice, and room for a chunk  R rows of a chunk  r rank of an adapter.
@@ -24,6 +24,7 @@ from ultrathink_jax.kernels.activation import activate
 from ultrathink_jax.kernels.bits import loaded, stored
 from ultrathink_jax.kernels.experts import Bank, rank_in_expert
 from ultrathink_jax.kernels.experts_sorted import experts_sorted
+from ultrathink_jax.kernels.matmul import transposed
 from ultrathink_jax.kernels.quantized import in_dtype
 
 _CHUNK_ROWS = 512
@@ -172,7 +173,7 @@ def _backward(activation: str, residuals, y_gradient):
   gates_gradient = jnp.einsum("td,tkd->tk", y_gradient, _unsort(outputs, order), preferred_element_type=jnp.float32)
   row_gates = gates.reshape(-1)[order.choice_of_row][:, None]
   output_gradients = _sort(y_gradient, order, row_gates)
-  input_columns, output_gradient_columns = _sort(x, order).T, output_gradients.T
+  inputs = _sort(x, order)
 
   def run_chunk(chunk: _Chunk, state):
     input_gradients, gate_gradient, up_gradient, down_gradient = state
@@ -180,10 +181,9 @@ def _backward(activation: str, residuals, y_gradient):
     gate = chunk.take(gate_in) if is_gated else None
     hidden, pullback = jax.vjp(partial(activate, activation), gate, chunk.take(up_in))
     rows = jnp.where(chunk.is_row[:, None], chunk.take(output_gradients), 0)
-    columns = jnp.where(chunk.is_row, chunk.take(output_gradient_columns, 1), 0)
-    down_gradient = chunk.add_products(down_gradient, _turned(down_bank), columns, hidden)
+    down_gradient = chunk.add_products(down_gradient, down_bank, transposed(hidden), rows)
     gate, up = pullback(_back_through(rows, down_bank).astype(x.dtype))
-    columns = chunk.take(input_columns, 1)
+    columns = transposed(chunk.take(inputs))
     up_gradient = chunk.add_products(up_gradient, up_bank, columns, up)
     gradient = _back_through(up, up_bank)
     if is_gated:
@@ -191,13 +191,13 @@ def _backward(activation: str, residuals, y_gradient):
       gate_gradient = chunk.add_products(gate_gradient, gate_bank, columns, gate)
     return chunk.put(input_gradients, gradient), gate_gradient, up_gradient, down_gradient
 
-  zeros = _zero_gradients(banks, trained)
-  state = jnp.zeros_like(output_gradients), *zeros[:2], _turned(zeros[2])
-  input_gradients, gate, up, down = _for_each_chunk(order, banks, x.dtype, run_chunk, state)
+  state = jnp.zeros_like(output_gradients), *_zero_gradients(banks, trained)
+  input_gradients, *gradients = _for_each_chunk(order, banks, x.dtype, run_chunk, state)
   x_gradient = jnp.sum(_unsort(input_gradients, order), axis=1, dtype=jnp.float32).astype(x.dtype)
   like = lambda gradient, leaf: None if gradient is None else gradient.astype(leaf.dtype)
-  gradients = zip((gate, up, _turned(down)), banks, strict=True)
-  banks_gradient = tuple(None if bank is None else Bank(*map(like, gradient, bank)) for gradient, bank in gradients)
+  banks_gradient = tuple(
+    None if bank is None else Bank(*map(like, gradient, bank)) for gradient, bank in zip(gradients, banks, strict=True)
+  )
   return x_gradient, gates_gradient, banks_gradient, None
 
 
@@ -214,12 +214,6 @@ def _zero_gradients(banks: tuple[Bank | None, ...], trained: _Trained) -> list[B
   ]
 
 
-def _turned(bank: Bank) -> Bank:
-  """Returns the bank of the transposed matrices: of kernel + a b, as such a sum."""
-  turn = lambda leaf: None if leaf is None else leaf.swapaxes(-2, -1)
-  return Bank(turn(bank.kernel), turn(bank.b), turn(bank.a))
-
-
 class _Chunk(NamedTuple):
   """R rows of one expert from `start` on, of which the last may belong to the next expert.
 
@@ -231,8 +225,8 @@ class _Chunk(NamedTuple):
   start: Int[Array, ""]
   is_row: Bool[Array, " R"]  # of this expert
 
-  def take(self, array: Array, axis: int = 0) -> Float[Array, "..."]:
-    return loaded(jax.lax.dynamic_slice_in_dim(array, self.start, self.is_row.size, axis))
+  def take(self, array: Array) -> Float[Array, "R _"]:
+    return loaded(jax.lax.dynamic_slice_in_dim(array, self.start, self.is_row.size))
 
   def put(self, array: Array, rows: Float[Array, "R _"]) -> Array:
     rows = stored(rows.astype(loaded(array).dtype))

@@ -81,12 +81,11 @@ def transposed(x: Float[Array, "... T D"]) -> Float[Array, "... D T"]:
   if not is_one_cpu():
     return x.swapaxes(-2, -1)
   *batch, T, D = x.shape
-  padding = [(0, 0)] * len(batch) + [(0, -length % _TILE) for length in (T, D)]
+  t, d = math.gcd(_TILE, T), math.gcd(_TILE, D)
 
   def move(x: Array) -> Array:
-    tiles = jnp.pad(stored(x), padding).reshape(*batch, -(-T // _TILE), _TILE, -(-D // _TILE), _TILE)
-    moved = jnp.moveaxis(tiles, (-4, -3), (-2, -1)).reshape(*batch, D + padding[-1][1], T + padding[-2][1])
-    return loaded(moved[..., :D, :T])
+    tiles = stored(x).reshape(*batch, T // t, t, D // d, d)
+    return loaded(jnp.moveaxis(tiles, (-4, -3), (-2, -1)).reshape(*batch, D, T))
 
   return materialized(move, x)
 
