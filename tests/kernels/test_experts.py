@@ -84,7 +84,9 @@ def test_capacity_changes_the_output():
 
 @pytest.mark.parametrize("num_tokens", [1, 3, 20])
 @pytest.mark.parametrize("capacity", [None, 2])
-def test_few_tokens_take_other_ways_to_the_same_result(num_tokens, capacity):
+@pytest.mark.parametrize("max_branches", [0, E])
+def test_few_tokens_take_other_ways_to_the_same_result(num_tokens, capacity, max_branches, monkeypatch):
+  monkeypatch.setattr(experts_loop_module, "_MAX_BRANCHES", max_branches)
   x, choices, gates, kernels = inputs()
   few = [array[-num_tokens - 3 : -3] for array in (x, choices, gates)]  # the last of them is not routed
   y, kept = experts_loop(*few, *kernels, capacity)

@@ -70,6 +70,15 @@ def test_a_transposed_product_is_summed_in_float32(columns, dtype):
   np.testing.assert_allclose(product, exact, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.parametrize("rows", [1, 2, 5])
+def test_rows_in_bfloat16_do_not_depend_on_how_many_there_are(rows):
+  x, kernel = X.astype(jnp.bfloat16), KERNEL.astype(jnp.bfloat16)
+  product = jax.jit(matmul)(x[:rows], KERNEL)
+  assert product.shape == (rows, 10)
+  exact = np.asarray(x[:rows], np.float64) @ np.asarray(kernel, np.float64)
+  np.testing.assert_allclose(product.astype(jnp.float32), exact, rtol=2**-8, atol=1e-4)
+
+
 def test_a_kernel_that_is_not_trained_has_no_gradient_worked_out():
   gradient = lambda argnums: jax.jit(jax.grad(lambda x, kernel: jnp.sum(matmul(x, kernel)), argnums))
   products = lambda argnums: gradient(argnums).lower(X, KERNEL).as_text().count("dot_general")

@@ -8,7 +8,7 @@ import pytest
 
 from tests.conftest import packed_context, tiny_config, tiny_model
 from ultrathink_jax.losses.language_modeling import language_modeling_loss
-from ultrathink_jax.models.language_model import LanguageModel, init_cache, init_params, logits
+from ultrathink_jax.models.language_model import LanguageModel, in_compute_dtype, init_cache, init_params, logits
 from ultrathink_jax.types import Batch, Context
 
 MODEL = tiny_model(layers="(MAFE)x2 L")
@@ -141,3 +141,17 @@ def test_bfloat16_activations_stay_near_float32(params):
   half = apply(params, row, context, model=tiny_model(layers=MODEL.layers, dtype="bfloat16"))
   assert half.hidden.dtype == jnp.bfloat16
   np.testing.assert_allclose(logits(half), exact, atol=0.03)
+
+
+@pytest.mark.parametrize("router", [{}, {"router": "grouped", "expert_groups": "knowledge=2,skill=2"}])
+@pytest.mark.parametrize("tied", [False, True])
+def test_parameters_in_the_compute_dtype_give_the_same_bits(router, tied):
+  model = tiny_model(layers="MAFEL", dtype="bfloat16", num_experts=4, tie_embeddings=tied, **router)
+  params = jax.jit(lambda: init_params(model, jax.random.key(0)))()
+  rounded = in_compute_dtype(model, params)
+  output = lambda params: apply(params, tokens(2, 16), packed_context(16, batch=2), model=model)
+  np.testing.assert_array_equal(logits(output(rounded)), logits(output(params)))
+  sizes = {
+    dtype: sum(x.size for x in jax.tree.leaves(rounded) if x.dtype == dtype) for dtype in ("float32", "bfloat16")
+  }
+  assert sizes["bfloat16"] > 10 * sizes["float32"]

@@ -18,7 +18,14 @@ from ultrathink_jax.config import GenerateConfig, ModelConfig
 from ultrathink_jax.data.tokenizer import Tokenizer
 from ultrathink_jax.generate.sampling import Sampling, sample
 from ultrathink_jax.lora.merging import with_merged_banks
-from ultrathink_jax.models.language_model import LanguageModel, inference_config, init_cache, logits, variables
+from ultrathink_jax.models.language_model import (
+  LanguageModel,
+  in_compute_dtype,
+  inference_config,
+  init_cache,
+  logits,
+  variables,
+)
 from ultrathink_jax.models.layer import groups, layer_paths
 from ultrathink_jax.parallel.devices import scan_unroll
 from ultrathink_jax.types import Adapted, Context, Output, Parameters
@@ -50,6 +57,7 @@ def generate(
   model = inference_config(model)
   if isinstance(params, Adapted):
     params = with_merged_banks(params)
+  params = _in_compute_dtype(model, params)
   if scan_unroll(2) == 2:
     # Where scans are unrolled, every token would copy the layer's weights out of the stack before it reads them.
     params = _write_out(model, params)
@@ -77,6 +85,9 @@ def generate(
       break
     state = state._replace(is_done=jnp.asarray(is_done))
   return texts
+
+
+_in_compute_dtype = jax.jit(in_compute_dtype, static_argnums=0)
 
 
 @partial(jax.jit, static_argnums=0)

@@ -24,13 +24,14 @@ from ultrathink_jax.kernels.activation import activate
 from ultrathink_jax.kernels.bits import loaded, stored
 from ultrathink_jax.kernels.experts import Bank, rank_in_expert
 from ultrathink_jax.kernels.experts_sorted import experts_sorted
-from ultrathink_jax.kernels.matmul import transposed
+from ultrathink_jax.kernels.matmul import in_two_rows, transposed
 from ultrathink_jax.kernels.quantized import in_dtype
 
 _CHUNK_ROWS = 512
 _REST_ROWS = 64  # of the chunks that take what is left
 _MAX_REST_CHUNKS = 3  # more than these cost more than one chunk that is not full
 _FEW_TOKENS, _FEW_CHOICES = 32, 8
+_MAX_BRANCHES = 16  # each is compiled
 
 
 def _chunk_rows(num_choices: int, num_experts: int) -> tuple[int, int]:
@@ -84,7 +85,7 @@ def _banks(*kernels: Float[Array, "E _ _"] | Bank | None) -> tuple[Bank | None, 
   return tuple(kernel if kernel is None or isinstance(kernel, Bank) else Bank(kernel) for kernel in kernels)
 
 
-def _of_expert(bank: Bank | None, expert: Int[Array, ""], dtype: Any) -> Bank | None:
+def _of_expert(bank: Bank | None, expert: Int[Array, ""] | int, dtype: Any) -> Bank | None:
   """Returns the matrices of one expert in `dtype`."""
   if bank is None:
     return None
@@ -105,18 +106,24 @@ def _back_through(x: Float[Array, "R _"], one: Bank) -> Float[Array, "R _"]:
 
 
 def _chosen(x, choices, gates, gate_kernel, up_kernel, down_kernel, activation: str) -> Float[Array, "T D"]:
-  """Returns the mixture choice by choice, each with a copy of its expert's kernels."""
-  gates = jnp.where(choices < up_kernel.shape[0], gates, 0).astype(x.dtype)
+  """Returns the mixture choice by choice. Of few experts each is a branch, which reads its kernels where they lie."""
+  E = up_kernel.shape[0]
+  gates = jnp.where(choices < E, gates, 0).astype(x.dtype)
   banks = _banks(gate_kernel, up_kernel, down_kernel)
 
-  def run(t: int, k: int) -> Float[Array, "1 D"]:
-    gate, up, down = (_of_expert(bank, choices[t, k], x.dtype) for bank in banks)
+  def run(expert: Int[Array, ""] | int, row: Float[Array, "1 D"]) -> Float[Array, "1 D"]:
+    gate, up, down = (_of_expert(bank, expert, x.dtype) for bank in banks)
     through = lambda x, one: None if one is None else _through(x, one).astype(x.dtype)
-    row = x[t : t + 1]
-    return gates[t, k] * through(activate(activation, through(row, gate), through(row, up)), down)
+    return through(activate(activation, through(row, gate), through(row, up)), down)
+
+  def choose(expert: Int[Array, ""], row: Float[Array, "1 D"]) -> Float[Array, "1 D"]:
+    if E > _MAX_BRANCHES:
+      return run(expert, row)
+    return jax.lax.switch(expert, [partial(run, branch) for branch in range(E)], row)
 
   T, K = choices.shape
-  return jnp.concatenate([sum(run(t, k) for k in range(K)) for t in range(T)])
+  rows = [sum(gates[t, k] * choose(choices[t, k], x[t : t + 1]) for k in range(K)) for t in range(T)]
+  return jnp.concatenate(rows)
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(0,))
@@ -294,7 +301,7 @@ def _unsort(rows: Array, order: _Order) -> Float[Array, "T K D"]:
 
 
 def _product(x: Float[Array, "R I"], y: Float[Array, "I O"]) -> Float[Array, "R O"]:
-  return jnp.dot(x, y, preferred_element_type=jnp.float32)
+  return in_two_rows(lambda x: jnp.dot(x, y, preferred_element_type=jnp.float32), x)
 
 
 def _transposed_product(x: Float[Array, "R O"], y: Float[Array, "I O"]) -> Float[Array, "R I"]:

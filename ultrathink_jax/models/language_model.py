@@ -13,15 +13,18 @@ from jaxtyping import Array, Float, Int, Key
 
 from ultrathink_jax.config import ModelConfig
 from ultrathink_jax.kernels.materialize import materialized
+from ultrathink_jax.kernels.matmul import in_two_rows
 from ultrathink_jax.kernels.soft_cap import soft_cap
 from ultrathink_jax.layers.linear import ADAPTERS, QUANTIZED, Embedding, Unembedding
 from ultrathink_jax.layers.norm import RMSNorm
 from ultrathink_jax.layers.rope import rotation
+from ultrathink_jax.models.components import component
 from ultrathink_jax.models.layer import MIXERS, groups, layer_names
+from ultrathink_jax.models.matrices import is_matrix
 from ultrathink_jax.models.stack import gathered_ahead, gathers_ahead, pipelined, rounds_of, scanned
 from ultrathink_jax.parallel.mesh import axis_size, without_mesh
 from ultrathink_jax.parallel.sharding import constrain
-from ultrathink_jax.types import Adapted, Context, Output, Parameters
+from ultrathink_jax.types import Adapted, Adapter, Context, Output, Parameters
 
 
 class LanguageModel(nn.Module):
@@ -102,6 +105,24 @@ def inference_config(config: ModelConfig) -> ModelConfig:
   )
 
 
+def in_compute_dtype(config: ModelConfig, params: Parameters | Adapted) -> Parameters | Adapted:
+  """Returns parameters that give the same outputs: what layers round to the compute dtype is rounded once and for all.
+
+  Routers compute in float32, and so do norms, convolutions and what else is small. An adapter with a magnitude reads
+  the matrices it adapts in float32: with one, nothing is rounded.
+  """
+  if isinstance(params, Adapted):
+    adapters = jax.tree.leaves(params.lora, is_leaf=lambda leaf: isinstance(leaf, Adapter))
+    has_magnitude = any(adapter.magnitude is not None for adapter in adapters)
+    return params if has_magnitude else params._replace(params=in_compute_dtype(config, params.params))
+
+  def rounded(path: tuple[Any, ...], leaf: Array) -> Array:
+    part = component(path)
+    return leaf.astype(config.dtype) if part == "embedding" or (is_matrix(path) and part != "router") else leaf
+
+  return jax.tree_util.tree_map_with_path(rounded, params)
+
+
 def init_cache(config: ModelConfig, batch_size: int, length: int) -> Any:
   """Returns empty caches for `batch_size` documents of up to `length` tokens, stacked like the parameters."""
   dtype = jnp.dtype(config.dtype)
@@ -150,5 +171,7 @@ def _init_boxed(config: ModelConfig, key: Key[Array, ""]) -> Any:
 def logits(output: Output) -> Array:
   """Returns float32 [B, T, V]; for prompts and tests, training never holds them."""
   table = output.unembedding.astype(output.hidden.dtype)
-  scores = jnp.einsum("btd,vd->btv", output.hidden, table, preferred_element_type=jnp.float32)
-  return soft_cap(scores, output.soft_cap)
+  project = lambda rows: jnp.einsum("td,vd->tv", rows, table, preferred_element_type=jnp.float32)
+  *outer, D = output.hidden.shape
+  scores = in_two_rows(project, output.hidden.reshape(-1, D))
+  return soft_cap(scores.reshape(*outer, -1), output.soft_cap)
