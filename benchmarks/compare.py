@@ -23,7 +23,7 @@ from typing import Any, NamedTuple
 
 from absl import flags
 
-from benchmarks import environment
+from benchmarks import environment, options
 from benchmarks.shapes import PATTERNS, SIZES, make_config, with_batch
 from ultrathink_jax.config import Config
 
@@ -284,11 +284,10 @@ def _parse(argv: Sequence[str]) -> flags.FlagValues:
   define("integer", "prompt_tokens", 32, "Of each sequence, when decoding.", lower_bound=2)
   define("integer", "new_tokens", 64, "Of each sequence, when decoding.", lower_bound=1)
   define("bool", "write", False, "Also write the page to benchmarks/results/.")
-  values(argv)
-  for name, allowed in (("shapes", SIZES), ("models", PATTERNS), ("what", ("train", "decode"))):
-    for value in values[name].value:
-      if value not in allowed:
-        raise SystemExit(f"--{name}: {value!r} is not one of {', '.join(allowed)}")
+  options.parse(values, argv)
+  choices = {"shapes": SIZES, "models": PATTERNS, "dtypes": ("float32", "bfloat16"), "what": ("train", "decode")}
+  for name, allowed in choices.items():
+    options.require(name, values[name].value, allowed)
   return values
 
 

@@ -21,7 +21,7 @@ from typing import Any
 
 from absl import flags
 
-from benchmarks import environment
+from benchmarks import environment, options
 from benchmarks.ours import OurTraining
 from benchmarks.shapes import make_config
 from configs import base
@@ -188,7 +188,7 @@ def main(argv: Sequence[str]) -> None:
   define("list", "dtypes", ["float32", "bfloat16"], "Of the train step.")
   define("float", "train_tokens_per_second", None, "Instead of measuring the train step.")
   define("bool", "write", False, "Also write the page to benchmarks/results/.")
-  values(argv)
+  options.parse(values, argv)
   preparing: dict[str, Rounds] = {}
   prepared = {}
   with tempfile.TemporaryDirectory() as name:

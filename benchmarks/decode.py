@@ -2,14 +2,15 @@
 
     python -m benchmarks.decode --shape=tiny --model=mamba --dtype=float32 --batch_sizes=1,8
 
-Both come from timing two whole greedy generations of `generate` (a few tokens, and many): decoding is their
-difference, prefill what is left of the short one. Medians over rounds.
+Both come from timing two whole generations of `generate` (a few tokens, and many): decoding is their difference,
+prefill what is left of the short one. Medians over rounds. Greedy, unless --temperature says how to sample.
 
 The bound: every token of a batch reads all weights that its rows use, once in the compute dtype, and the caches, so it
 cannot be made faster than bytes / bandwidth. Of E experts of which a token takes K, a batch of B uses
 E (1 - (1 - K/E)^B) on average. State of fixed size is read and written; keys and values are read at their mean length.
 """
 
+import dataclasses
 import statistics
 import sys
 from collections.abc import Sequence
@@ -18,8 +19,8 @@ from absl import flags
 
 from benchmarks import environment, options
 from benchmarks.limits import measured_bandwidth
-from benchmarks.ours import OurDecoding
-from ultrathink_jax.config import ModelConfig
+from benchmarks.ours import GREEDY, OurDecoding
+from ultrathink_jax.config import GenerateConfig, ModelConfig
 from ultrathink_jax.models.counts import count_model
 
 _FIRST_TOKENS = 16
@@ -39,18 +40,28 @@ def bytes_per_step(model: ModelConfig, batch_size: int, cached_tokens: float) ->
   return weights * item_bytes + batch_size * cache
 
 
+def _described(sampling: GenerateConfig) -> str:
+  if sampling.temperature == 0:
+    return "greedy"
+  return f"temperature {sampling.temperature:g}, top k {sampling.top_k or 'all'}, top p {sampling.top_p:g}"
+
+
 def main(argv: Sequence[str]) -> None:
   values, holder = options.define(argv)
   flags.DEFINE_list("batch_sizes", ["1", "8"], "Sequences decoded at once.", flag_values=values)
   flags.DEFINE_integer("prompt_tokens", 128, "Of each sequence.", lower_bound=2, flag_values=values)
   flags.DEFINE_integer("new_tokens", 64, "Of each sequence.", lower_bound=1, flag_values=values)
+  flags.DEFINE_float("temperature", 0.0, "Of sampling; 0: greedy.", lower_bound=0, flag_values=values)
+  flags.DEFINE_integer("top_k", 0, "Likeliest tokens that are kept; 0: all.", lower_bound=0, flag_values=values)
+  flags.DEFINE_float("top_p", 1.0, "Probability that is kept.", 0, 1, flag_values=values)
   flags.DEFINE_integer("rounds", 5, "How often generation is timed.", lower_bound=1, flag_values=values)
   name, config = options.read(values, holder, argv)
 
+  sampling = dataclasses.replace(GREEDY, temperature=values.temperature, top_k=values.top_k, top_p=values.top_p)
   bandwidth = measured_bandwidth()
   prompt, new, rows = values.prompt_tokens, values.new_tokens, []
   for batch_size in map(int, values.batch_sizes):
-    run = OurDecoding(config, batch_size, prompt, new, _FIRST_TOKENS)
+    run = OurDecoding(config, batch_size, prompt, new, _FIRST_TOKENS, sampling)
     short = [run.generation_seconds(_FIRST_TOKENS) for _ in range(values.rounds)]
     step_seconds = statistics.median(run(1) for _ in range(values.rounds)) / new
     prefill_seconds = statistics.median(short) - _FIRST_TOKENS * step_seconds
@@ -63,7 +74,7 @@ def main(argv: Sequence[str]) -> None:
   header = ["batch", "prefill tokens/s", "decode tokens/s", "MiB per step", "bound tokens/s", "of the bound"]
   lines = [
     f"- model: {name}, {config.model.layers}, {count_model(config.model).total:,} parameters, {config.model.dtype}",
-    f"- prompts of {prompt} tokens, {new} more tokens after the first {_FIRST_TOKENS}, greedy",
+    f"- prompts of {prompt} tokens, {new} more tokens after the first {_FIRST_TOKENS}, {_described(sampling)}",
     f"- bandwidth: {bandwidth.rate / 1e9:,.1f} GB/s ({bandwidth.source})",
     "",
     environment.table(header, rows),

@@ -1,6 +1,7 @@
 """What the programs that measure our side alone have in common: which model, and the page they print."""
 
-from collections.abc import Sequence
+import sys
+from collections.abc import Iterable, Sequence
 
 from absl import flags
 from ml_collections import config_flags
@@ -26,9 +27,34 @@ def define(argv: Sequence[str]) -> tuple[flags.FlagValues, flags.FlagHolder]:
   return values, holder
 
 
+def parse(values: flags.FlagValues, argv: Sequence[str]) -> None:
+  """Reads the flags. --help, and a flag that is wrong, print what there is to say and end the program."""
+  if {"--help", "-h"} & set(argv[1:]):
+    print(sys.modules["__main__"].__doc__, values.get_help(), sep="\n")
+    raise SystemExit(0)
+  try:
+    rest = values(list(argv))[1:]
+  except flags.Error as error:
+    raise _usage_error(str(error)) from error
+  if rest:
+    raise _usage_error(f"{rest[0]!r} is not a flag; write --name=value")
+
+
+def require(name: str, given: Sequence[str], allowed: Iterable[str]) -> None:
+  """Ends the program if one of the values that were given to a flag is not allowed."""
+  for value in given:
+    if value not in allowed:
+      raise _usage_error(f"--{name}: {value!r} is not one of {', '.join(allowed)}")
+
+
+def _usage_error(words: str) -> SystemExit:
+  print(f"error: {words}; --help lists the flags", file=sys.stderr)
+  return SystemExit(2)
+
+
 def read(values: flags.FlagValues, holder: flags.FlagHolder, argv: Sequence[str]) -> tuple[str, Config]:
   """Returns the name of the model the flags ask for, and its configuration."""
-  values(list(argv))
+  parse(values, argv)
   if holder.value is not None:
     name = config_flags.get_config_filename(values["config"]).rsplit("/", 1)[-1].removesuffix(".py")
     config = from_mapping(holder.value.to_dict())

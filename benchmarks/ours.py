@@ -4,6 +4,7 @@ Nothing is built here that the product builds otherwise: recipe, plan, optimizer
 come from the functions that `--mode=train` calls, and decoding is `generate`, as in `--mode=generate`.
 """
 
+import dataclasses
 import time
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -118,10 +119,22 @@ class _TokensAsText:
     raise NotImplementedError("a stand-in for measurements is not saved")
 
 
-class OurDecoding:
-  """Calls are two greedy generations, the longer by `new_tokens`; their difference is decoding alone."""
+GREEDY = GenerateConfig(1, 0.0, 0, 1.0, 1.0, (), 0)
 
-  def __init__(self, config: Config, batch_size: int, prompt_tokens: int, new_tokens: int, first_tokens: int):
+
+class OurDecoding:
+  """Calls are two generations, the longer by `new_tokens`; their difference is decoding alone."""
+
+  def __init__(
+    self,
+    config: Config,
+    batch_size: int,
+    prompt_tokens: int,
+    new_tokens: int,
+    first_tokens: int,
+    sampling: GenerateConfig = GREEDY,
+  ):
+    self._sampling = sampling
     self._model = config.model
     self._tokenizer = _TokensAsText(config.model.vocab_size)
     self._params = jax.jit(lambda: init_params(config.model, jax.random.key(0)))()
@@ -135,7 +148,7 @@ class OurDecoding:
 
   def generation_seconds(self, num_tokens: int) -> float:
     """Returns how long the prompts and `num_tokens` new tokens of each take."""
-    sampling = GenerateConfig(num_tokens, 0.0, 0, 1.0, 1.0, (), 0)
+    sampling = dataclasses.replace(self._sampling, max_new_tokens=num_tokens)
     begun = time.perf_counter()
     generate(self._model, self._params, self._tokenizer, self._prompts, sampling)
     return time.perf_counter() - begun

@@ -55,13 +55,24 @@ def test_experts_compete_in_every_form_and_decoding_in_one_more():
   assert names("decode", "moe") == [OURS] + [f"torch eager, {f} experts" for f in ("eager", "grouped_mm", "batched_mm")]
 
 
+@pytest.mark.parametrize(
+  "flag", ["--shapes=huge", "--dtypes=float16", "--models=dense,mamba2", "--rounds=0", "--nonsense=1", "word"]
+)
+def test_a_flag_that_is_wrong_is_a_line_and_a_code(flag, capsys):
+  with pytest.raises(SystemExit) as stop:
+    compare._parse(["compare", flag])
+  assert stop.value.code == 2
+  error = capsys.readouterr().err
+  assert error.startswith("error: ")
+  assert error.endswith("; --help lists the flags\n")
+  assert error.count("\n") == 1
+
+
 def test_flags_multiply_into_cases():
   values = compare._parse(["", "--shapes=tiny,small", "--models=dense,mamba", "--decode_batches=1,8"])
   found = cases(values)
   assert len(found) == 2 * 2 * 2 * (1 + 2)
   assert {c.config.train.batch_size for c in found if c.task == "decode"} == {1, 8}
-  with pytest.raises(SystemExit, match="'huge' is not one of"):
-    compare._parse(["", "--shapes=huge"])
 
 
 class _Instant:
