@@ -83,6 +83,7 @@ def test_adapters_are_all_that_changes_and_all_that_is_saved(folder, adapted):
   assert len(model.generate(["the cat"], max_new_tokens=3)) == 1
 
 
+@pytest.mark.slow
 def test_an_adapted_run_that_is_killed_goes_on_to_the_same_adapters(folder, adapted, monkeypatch):
   monkeypatch.setenv("ULTRATHINK_FAULTS", "kill@16")
   adapt(folder, "resumed", TARGETS, code=-9)
@@ -135,6 +136,7 @@ def test_a_base_that_is_not_there_is_one_line(folder, tmp_path, flags, code, sai
   assert (tmp_path / "config.json").exists() == ("targets" in "".join(flags))  # without a base the workdir is not taken
 
 
+@pytest.mark.slow
 def test_a_base_that_was_trained_on_is_another_base(folder, adapted):
   run(f"--config={folder / 'old.py'}", f"--workdir={folder / 'base'}", "--config.train.steps=22", "--force")
   assert "over another base" in adapt(folder, "adapted", TARGETS, code=4).stderr

@@ -147,6 +147,7 @@ def test_a_process_that_stands_still_ends_the_others_within_half_a_minute(config
   assert "hangs" in line
 
 
+@pytest.mark.slow
 def test_a_run_that_loses_a_process_starts_again_and_ends_with_the_same_curve(config, alone, tmp_path):
   workdir = tmp_path / "restarted"
   launcher = start(config, workdir, processes=2, max_restarts=2)

@@ -253,7 +253,7 @@ def test_a_model_without_an_exact_class_is_refused_with_the_reason(changes, word
   "changes",
   [
     {"layers": "MMAFMEM", "shared_expert_dim": 0},
-    {"layers": "MMAFMEM", "shared_expert_dim": 20},
+    pytest.param({"layers": "MMAFMEM", "shared_expert_dim": 20}, marks=pytest.mark.slow),
     {"layers": "AMM", "position": "none"},
     {"layers": "MAE", "residual_multiplier": 0.5, "logits_multiplier": 0.3},
   ],

@@ -93,7 +93,14 @@ def test_training_everything_by_patterns_is_training_everything():
   jax.tree.map(np.testing.assert_array_equal, gradients["trained"], of_all)
 
 
-@pytest.mark.parametrize(("dtype", "closeness"), [("bfloat16", 0.02), ("int8", 0.02), ("int4", 0.2), ("nf4", 0.2)])
+@pytest.mark.parametrize(
+  ("dtype", "closeness"),
+  [
+    ("int8", 0.02),
+    ("nf4", 0.2),
+    *(pytest.param(*case, marks=pytest.mark.slow) for case in (("bfloat16", 0.02), ("int4", 0.2))),
+  ],
+)
 def test_a_base_in_few_bits_is_nearly_the_base(dtype, closeness):
   config = make({"rank": 4, "base_dtype": dtype, "targets": ("all", "router")})
   recipe, params, frozen = begin(config)

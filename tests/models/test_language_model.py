@@ -143,10 +143,11 @@ def test_bfloat16_activations_stay_near_float32(params):
   np.testing.assert_allclose(logits(half), exact, atol=0.03)
 
 
-@pytest.mark.parametrize("router", [{}, {"router": "grouped", "expert_groups": "knowledge=2,skill=2"}])
-@pytest.mark.parametrize("tied", [False, True])
-def test_parameters_in_the_compute_dtype_give_the_same_bits(router, tied):
-  model = tiny_model(layers="MAFEL", dtype="bfloat16", num_experts=4, tie_embeddings=tied, **router)
+@pytest.mark.parametrize(
+  "changes", [{"tie_embeddings": True}, {"router": "grouped", "expert_groups": "knowledge=2,skill=2"}]
+)
+def test_parameters_in_the_compute_dtype_give_the_same_bits(changes):
+  model = tiny_model(layers="MAFE", dtype="bfloat16", num_experts=4, **changes)
   params = jax.jit(lambda: init_params(model, jax.random.key(0)))()
   rounded = in_compute_dtype(model, params)
   output = lambda params: apply(params, tokens(2, 16), packed_context(16, batch=2), model=model)

@@ -67,7 +67,8 @@ def test_gathered_weights_are_not_kept_for_the_backward_pass():
   assert kept.count((R - 1, wide)) == 2  # x and cos(w x), no w
 
 
-@pytest.mark.parametrize("remat", ["full", pytest.param("named", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("remat", ["full", "named"])
 def test_a_mesh_that_gathers_ahead_trains_like_one_device(remat):
   model = MODEL | {"remat": remat}
   one, many = run({}, model, steps=5), run({"fsdp": 4, "tensor": 2}, model, steps=5)

@@ -8,6 +8,7 @@ import contextlib
 import itertools
 import json
 import shutil
+import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ from ultrathink_jax.parallel.processes import barrier, is_first, num_processes, 
 from ultrathink_jax.train import digests
 
 FORMAT = 2  # 1: no digests, and the item `position` is the position itself
+_CLEARINGS, _CLEARING_SECONDS = 10, 0.05
 POSITION = "position"  # the item that says what a checkpoint is
 numbers = itertools.count()  # for the names that processes meet under
 
@@ -159,7 +161,11 @@ class CheckpointFiles:
 
   def clear_staging(self) -> None:
     """Deletes what is not committed; for the first process."""
-    shutil.rmtree(self.staging, ignore_errors=True)
+    for _ in range(_CLEARINGS):  # after an item has failed, those beside it may still be making files
+      shutil.rmtree(self.staging, ignore_errors=True)
+      if not self.staging.exists():
+        return
+      time.sleep(_CLEARING_SECONDS)
 
 
 def kept_steps(config: CheckpointConfig, values: Mapping[int, float | None], best_is: str) -> set[int]:
