@@ -1,4 +1,4 @@
-"""What the programs that measure our side alone have in common: which model, and the page they print."""
+"""What the programs have in common: reading flags, and of those that measure our side alone the model and the page."""
 
 import sys
 from collections.abc import Iterable, Sequence

@@ -56,14 +56,23 @@ def test_experts_compete_in_every_form_and_decoding_in_one_more():
 
 
 @pytest.mark.parametrize(
-  "flag", ["--shapes=huge", "--dtypes=float16", "--models=dense,mamba2", "--rounds=0", "--nonsense=1", "word"]
+  ("flag", "words"),
+  [
+    ("--shapes=huge", "'huge' is not one of"),
+    ("--dtypes=float16", "'float16' is not one of"),
+    ("--models=dense,mamba2", "'mamba2' is not one of"),
+    ("--rounds=0", "--rounds=0"),
+    ("--nonsense=1", "'nonsense'"),
+    ("word", "'word' is not a flag"),
+  ],
 )
-def test_a_flag_that_is_wrong_is_a_line_and_a_code(flag, capsys):
+def test_a_flag_that_is_wrong_is_a_line_and_a_code(flag, words, capsys):
   with pytest.raises(SystemExit) as stop:
     compare._parse(["compare", flag])
   assert stop.value.code == 2
   error = capsys.readouterr().err
   assert error.startswith("error: ")
+  assert words in error
   assert error.endswith("; --help lists the flags\n")
   assert error.count("\n") == 1
 

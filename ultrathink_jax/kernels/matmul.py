@@ -86,7 +86,7 @@ def transposed(x: Float[Array, "... T D"]) -> Float[Array, "... D T"]:
   """Returns the last two dims in the other order; on a CPU from memory to memory.
 
   Left to itself, XLA leaves a transpose to the product that reads it, which is what this is to avoid, or fuses it with
-  whatever made x, element by element in the order of the result. Both dims are split, so that it does not take this for
+  whatever made x, element by element in the order of the result. Even dims are split, so that it does not take this for
   an array of another layout.
   """
   if not is_one_cpu():
