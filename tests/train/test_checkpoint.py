@@ -1,6 +1,7 @@
 import asyncio
 import errno
 import os
+import shutil
 import threading
 
 import jax
@@ -13,7 +14,7 @@ from tests.train.saving import assert_same_bits, contents, like, save, settings,
 from ultrathink_jax.errors import CheckpointError, NumericsError
 from ultrathink_jax.testing.damage import flip_bit
 from ultrathink_jax.train.checkpoint import Checkpoints
-from ultrathink_jax.train.checkpoint_files import kept_steps
+from ultrathink_jax.train.checkpoint_files import CheckpointFiles, kept_steps
 
 
 @pytest.fixture
@@ -331,3 +332,19 @@ def test_a_failure_in_the_background_is_collected_and_leaves_nothing_behind(dire
     save(checkpoints, 5)
     assert not checkpoints.due(7)
   assert sorted(os.listdir(directory)) == ["2", "5"]
+
+
+def test_a_file_that_is_made_while_others_are_deleted_goes_too(tmp_path, monkeypatch):
+  files, delete, made = CheckpointFiles(tmp_path, print), shutil.rmtree, []
+
+  def delete_as_another_writes(directory, **options):
+    delete(directory, **options)
+    if not made:
+      made.append(directory)
+      (directory / "9").mkdir(parents=True)
+
+  monkeypatch.setattr(shutil, "rmtree", delete_as_another_writes)
+  files.try_staging()
+  files.clear_staging()
+  assert made == [files.staging]
+  assert not files.staging.exists()
