@@ -48,13 +48,13 @@ def test_ranks_count_earlier_tokens_only():
 @pytest.mark.parametrize("activation", ["swiglu", "relu2"])
 @pytest.mark.parametrize("capacity", [None, 1, 6, 1000])
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
-@pytest.mark.parametrize(("fast", "rest_rows"), [(experts_sorted, 0), (experts_loop, 2), (experts_loop, 64)])
+@pytest.mark.parametrize(("fast", "fewest_rows"), [(experts_sorted, 0), (experts_loop, 2), (experts_loop, 64)])
 def test_fast_forms_equal_the_plain_form_forward_and_gradient(
-  fast, rest_rows, capacity, dtype, activation, monkeypatch
+  fast, fewest_rows, capacity, dtype, activation, monkeypatch
 ):
-  # Loops with whole chunks, rest chunks and chunks that reach into the next expert; and with rest chunks alone.
-  monkeypatch.setattr(experts_loop_module, "_CHUNK_ROWS", 9)
-  monkeypatch.setattr(experts_loop_module, "_REST_ROWS", rest_rows)
+  # Loops with chunks of 9, 4 and 2 rows, some of which reach into the next expert; and with chunks of 9 alone.
+  monkeypatch.setattr(experts_loop_module, "_MOST_ROWS", 9)
+  monkeypatch.setattr(experts_loop_module, "_FEWEST_ROWS", fewest_rows)
   monkeypatch.setattr(experts_loop_module, "_FEW_TOKENS", 0)
   x, choices, gates, (gate, up, down) = inputs(dtype)
   kernels = (gate if activation == "swiglu" else None, up, down)
@@ -105,7 +105,7 @@ def banks(kernels, format=None):
 @pytest.mark.parametrize("num_tokens", [1, 20, T])
 @pytest.mark.parametrize(("form", "few"), [(experts, 0), (experts_sorted, 0), (experts_loop, 0), (experts_loop, 32)])
 def test_adapters_of_experts_equal_kernels_that_they_are_merged_into(form, few, num_tokens, monkeypatch):
-  monkeypatch.setattr(experts_loop_module, "_CHUNK_ROWS", 9)
+  monkeypatch.setattr(experts_loop_module, "_MOST_ROWS", 9)
   monkeypatch.setattr(experts_loop_module, "_FEW_TOKENS", few)
   x, choices, gates, kernels = inputs(num_unrouted=1)
   few = [array[-num_tokens - 1 : -1] for array in (x, choices, gates)]

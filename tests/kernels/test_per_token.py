@@ -14,6 +14,12 @@ def test_sums_are_those_of_numpy(num_token_dims):
   np.testing.assert_allclose(sum_over_tokens(X, num_token_dims), exact, rtol=1e-5, atol=1e-5)
 
 
+def test_sums_are_weighted():
+  weights = np.random.default_rng(0).normal(size=X.shape[:2])
+  exact = np.einsum("bt,bthd->hd", weights, np.asarray(X, np.float64))
+  np.testing.assert_allclose(sum_over_tokens(X, 2, jnp.asarray(weights)), exact, rtol=1e-5, atol=1e-5)
+
+
 def test_bfloat16_is_summed_in_float32():
   ones = jnp.ones((8, 512, 2), jnp.bfloat16)  # of which bfloat16 could count to 256
   np.testing.assert_array_equal(sum_over_tokens(ones), [4096.0, 4096.0])

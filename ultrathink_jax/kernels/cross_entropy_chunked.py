@@ -18,11 +18,13 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int, Key, Shaped
+from jaxtyping import Array, Bool, Float, Int, Key, Shaped
 
 from ultrathink_jax.kernels.bits import loaded, stored
 from ultrathink_jax.kernels.cross_entropy import TokenLosses
+from ultrathink_jax.kernels.materialize import materialized
 from ultrathink_jax.kernels.matmul import transposed_product
+from ultrathink_jax.kernels.per_token import sum_over_tokens
 from ultrathink_jax.kernels.soft_cap import Cap, soft_cap, through_soft_cap
 from ultrathink_jax.platform import is_one_cpu, target_platform
 
@@ -131,8 +133,16 @@ class _Blocks(NamedTuple):
 
   def own(self, start: Int[Array, ""], first: Int[Array, ""], numbers: Float[Array, "v B t"]) -> Float[Array, "v B t"]:
     """Returns the numbers of the block of tokens from `start` on, 0 for tokens that belong to the block before."""
-    is_own = start + jnp.arange(self.size) >= first
-    return jnp.where(is_own[:, None, None], numbers, 0) if self.has_overlap else numbers
+    return jnp.where(self._is_own(start, first)[:, None, None], numbers, 0) if self.has_overlap else numbers
+
+  def sum_of_own(
+    self, start: Int[Array, ""], first: Int[Array, ""], numbers: Float[Array, "v B t"]
+  ) -> Float[Array, "B t"]:
+    """Returns the sum of those numbers over the tokens."""
+    return sum_over_tokens(numbers, 1, weights=self._is_own(start, first) if self.has_overlap else None)
+
+  def _is_own(self, start: Int[Array, ""], first: Int[Array, ""]) -> Bool[Array, " v"]:
+    return start + jnp.arange(self.size) >= first
 
 
 def _blocks(vocab_size: int) -> _Blocks:
@@ -188,21 +198,23 @@ def _softmax(
   smoothing needs the logits themselves, and gets those.
   """
 
+  columns = materialized(lambda hidden: jnp.moveaxis(hidden, -1, 0), hidden)  # once, and not for each block
+
   def read(softmax: _Softmax, block):
     start, first = block
-    logits = jnp.einsum("vd,btd->vbt", _rows(table, start, blocks.size), hidden, preferred_element_type=jnp.float32)
+    logits = jnp.einsum("vd,dbt->vbt", _rows(table, start, blocks.size), columns, preferred_element_type=jnp.float32)
     logits = soft_cap(logits, cap)
     highest = jnp.maximum(softmax.highest, jnp.max(logits, axis=0))
     # One exponential a logit: gradients are made from these powers too.
-    own = lambda numbers: blocks.own(start, first, numbers)
-    powers = own(jnp.exp(logits - highest))
-    normalizer = softmax.normalizer * jnp.exp(softmax.highest - highest) + jnp.sum(powers, axis=0)
+    powers = jnp.exp(logits - highest)
+    normalizer = softmax.normalizer * jnp.exp(softmax.highest - highest) + blocks.sum_of_own(start, first, powers)
     place = jnp.clip(targets - start, 0, blocks.size - 1)
     is_here = (targets >= start) & (targets < start + blocks.size)
     target_logits = jnp.take_along_axis(logits, place[None], axis=0)[0]
     target_logits = jnp.where(is_here, target_logits, softmax.target_logits)
-    sums = softmax.logit_sums + jnp.sum(own(logits), axis=0) if mix.smoothing else None
-    kept = logits if mix.smoothing else stored(through_soft_cap(powers, logits, cap).astype(hidden.dtype))
+    sums = softmax.logit_sums + blocks.sum_of_own(start, first, logits) if mix.smoothing else None
+    powers = through_soft_cap(blocks.own(start, first, powers), logits, cap)
+    kept = logits if mix.smoothing else stored(powers.astype(hidden.dtype))
     return _Softmax(highest, normalizer, target_logits, sums), (kept, highest) if is_kept else None
 
   zeros = jnp.zeros(targets.shape, jnp.float32)

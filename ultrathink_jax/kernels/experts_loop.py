@@ -1,8 +1,9 @@
 """Mixture of experts, one expert after another, each over its own rows in chunks.
 
-How many chunks an expert has is known only when the router has spoken, so these are loops of dynamic length: nothing is
-padded but the last chunk, and hidden units stay in the cache. This is the fast form on CPU, where products of many rows
-run at full speed and gathering a copy of the weights for every block of rows (experts_sorted) costs more than they do.
+How many rows an expert has is known only when the router has spoken, so these are loops of dynamic length over chunks
+of a few sizes, each half of the one before: an expert is padded to a multiple of the smallest, and hidden units stay in
+the cache. This is the fast form on CPU, where products of many rows run at full speed and gathering a copy of the
+weights for every block of rows (experts_sorted) costs more than they do.
 
 Gradients of kernels come from rows that are transposed first: XLA on CPU takes long for products whose left operand is
 transposed. Frozen kernels have none; those in few bits become numbers expert by expert.
@@ -27,17 +28,19 @@ from ultrathink_jax.kernels.experts_sorted import experts_sorted
 from ultrathink_jax.kernels.matmul import in_two_rows, transposed
 from ultrathink_jax.kernels.quantized import in_dtype
 
-_CHUNK_ROWS = 512
-_REST_ROWS = 64  # of the chunks that take what is left
-_MAX_REST_CHUNKS = 3  # more than these cost more than one chunk that is not full
+_MOST_ROWS, _FEWEST_ROWS = 512, 32  # of a chunk
 _FEW_TOKENS, _FEW_CHOICES = 32, 8
 _MAX_BRANCHES = 16  # each is compiled
 
 
-def _chunk_rows(num_choices: int, num_experts: int) -> tuple[int, int]:
-  """Returns the rows of chunks and of rest chunks; fewer where experts have few."""
-  rest = min(_REST_ROWS, max(1, num_choices // num_experts))
-  return max(rest, min(_CHUNK_ROWS, num_choices // num_experts)), rest
+def _chunk_sizes(num_choices: int, num_experts: int) -> list[int]:
+  """Returns how many rows chunks have, the largest first; fewer where experts have few."""
+  size = max(1, min(_MOST_ROWS, num_choices // num_experts))
+  sizes = [size]
+  while size // 2 >= _FEWEST_ROWS:
+    size //= 2
+    sizes.append(size)
+  return sizes
 
 
 class _Order(NamedTuple):
@@ -158,18 +161,18 @@ def _run(activation: str, x, gates, banks, order: _Order):
   is_gated = banks[0] is not None
   inputs = _sort(x, order)
 
-  def run_chunk(chunk: _Chunk, state):
+  def run_chunk(chunk: _Chunk, state, _):
     outputs, gate_in, up_in = state
     gate_bank, up_bank, down_bank = chunk.banks
     rows = chunk.take(inputs)
     up = _through(rows, up_bank).astype(x.dtype)
     gate = _through(rows, gate_bank).astype(x.dtype) if is_gated else None
     outputs = chunk.put(outputs, _through(activate(activation, gate, up), down_bank))
-    return outputs, chunk.put(gate_in, gate) if is_gated else None, chunk.put(up_in, up)
+    return (outputs, chunk.put(gate_in, gate) if is_gated else None, chunk.put(up_in, up)), None
 
   empty = lambda width: stored(jnp.zeros((inputs.shape[0], width), x.dtype))
   state = empty(D), empty(F) if is_gated else None, empty(F)
-  outputs, gate_in, up_in = _for_each_chunk(order, banks, x.dtype, run_chunk, state)
+  (outputs, gate_in, up_in), _ = _for_each_chunk(order, banks, x.dtype, run_chunk, state, None)
   y = jnp.einsum("tk,tkd->td", gates, _unsort(outputs, order).astype(jnp.float32)).astype(x.dtype)
   return y, (x, gates, banks, order, outputs, gate_in, up_in)
 
@@ -182,24 +185,24 @@ def _backward(activation: str, residuals, y_gradient):
   output_gradients = _sort(y_gradient, order, row_gates)
   inputs = _sort(x, order)
 
-  def run_chunk(chunk: _Chunk, state):
-    input_gradients, gate_gradient, up_gradient, down_gradient = state
+  def run_chunk(chunk: _Chunk, input_gradients, sums):
+    gate_sum, up_sum, down_sum = sums
     gate_bank, up_bank, down_bank = chunk.banks
     gate = chunk.take(gate_in) if is_gated else None
     hidden, pullback = jax.vjp(partial(activate, activation), gate, chunk.take(up_in))
     rows = jnp.where(chunk.is_row[:, None], chunk.take(output_gradients), 0)
-    down_gradient = chunk.add_products(down_gradient, down_bank, transposed(hidden), rows)
+    down_sum = _add_products(down_sum, down_bank, transposed(hidden), rows)
     gate, up = pullback(_back_through(rows, down_bank).astype(x.dtype))
     columns = transposed(chunk.take(inputs))
-    up_gradient = chunk.add_products(up_gradient, up_bank, columns, up)
+    up_sum = _add_products(up_sum, up_bank, columns, up)
     gradient = _back_through(up, up_bank)
     if is_gated:
       gradient += _back_through(gate, gate_bank)
-      gate_gradient = chunk.add_products(gate_gradient, gate_bank, columns, gate)
-    return chunk.put(input_gradients, gradient), gate_gradient, up_gradient, down_gradient
+      gate_sum = _add_products(gate_sum, gate_bank, columns, gate)
+    return chunk.put(input_gradients, gradient), [gate_sum, up_sum, down_sum]
 
-  state = jnp.zeros_like(output_gradients), *_zero_gradients(banks, trained)
-  input_gradients, *gradients = _for_each_chunk(order, banks, x.dtype, run_chunk, state)
+  state, zeros = jnp.zeros_like(output_gradients), _zero_gradients(banks, trained)
+  input_gradients, gradients = _for_each_chunk(order, banks, x.dtype, run_chunk, state, zeros)
   x_gradient = jnp.sum(_unsort(input_gradients, order), axis=1, dtype=jnp.float32).astype(x.dtype)
   like = lambda gradient, leaf: None if gradient is None else gradient.astype(leaf.dtype)
   banks_gradient = tuple(
@@ -227,7 +230,6 @@ class _Chunk(NamedTuple):
   What is put there is garbage, until the next expert's chunks put their own.
   """
 
-  expert: Int[Array, ""]
   banks: list[Bank | None]  # the expert's matrices
   start: Int[Array, ""]
   is_row: Bool[Array, " R"]  # of this expert
@@ -239,50 +241,52 @@ class _Chunk(NamedTuple):
     rows = stored(rows.astype(loaded(array).dtype))
     return jax.lax.dynamic_update_slice_in_dim(array, rows, self.start, 0)
 
-  def add_products(
-    self, gradients: Bank, one: Bank, columns: Float[Array, "D R"], outputs: Float[Array, "R F"]
-  ) -> Bank:
-    """Returns the gradients with those of the expert, whose inputs' transpose and outputs' gradient are given, added.
 
-    Those that are None stay None.
-    """
-    kernel, a, b = gradients
-    if kernel is not None:
-      kernel = self._add(kernel, _product(columns, outputs))
-    if a is not None:
-      a = self._add(a, _product(columns, _transposed_product(outputs, one.b).astype(outputs.dtype)))
-      b = self._add(b, _product(_product(one.a.T, columns).astype(outputs.dtype), outputs))
-    return Bank(kernel, a, b)
+def _add_products(sums: Bank, one: Bank, columns: Float[Array, "D R"], outputs: Float[Array, "R F"]) -> Bank:
+  """Returns the sums with the gradients of an expert's matrices that a chunk adds; those that are None stay None.
 
-  def _add(self, gradients: Float[Array, "E _ _"], gradient: Float[Array, "_ _"]) -> Float[Array, "E _ _"]:
-    total = jax.lax.dynamic_index_in_dim(gradients, self.expert, keepdims=False) + gradient
-    return jax.lax.dynamic_update_index_in_dim(gradients, total, self.expert, 0)
+  `columns` is the transpose of what went through the matrices, `outputs` the gradient of what came out.
+  """
+  kernel, a, b = sums
+  if kernel is not None:
+    kernel += _product(columns, outputs)
+  if a is not None:
+    a += _product(columns, _transposed_product(outputs, one.b).astype(outputs.dtype))
+    b += _product(_product(one.a.T, columns).astype(outputs.dtype), outputs)
+  return Bank(kernel, a, b)
 
 
 def _for_each_chunk(
-  order: _Order, banks: tuple[Bank | None, ...], dtype: Any, run_chunk: Callable[[_Chunk, Any], Any], state: Any
-) -> Any:
-  """Returns the state that run_chunk(chunk, state) leaves after every chunk of every expert."""
+  order: _Order, banks: tuple[Bank | None, ...], dtype: Any, run_chunk: Callable, state: Any, sums: Any
+) -> tuple[Any, Any]:
+  """Returns what (state, sums of the expert) = run_chunk(chunk, state, sums of the expert) leaves after every chunk.
+
+  Leaves of `sums`, all zero, are [E, ...]. Those of an expert are put in when its chunks are done, and stay in the
+  cache until then.
+  """
   counts, ends = order.counts, jnp.cumsum(order.counts)
-  chunk_rows, rest_rows = _chunk_rows(order.choice_of_row.size, counts.size)
+  sizes = _chunk_sizes(order.choice_of_row.size, counts.size)
 
-  def run_expert(expert, state):
-    of_expert = [_of_expert(bank, expert, dtype) for bank in banks]
-    end = ends[expert]
+  def run_expert(expert, carry):
+    state, sums = carry
+    matrices, end = [_of_expert(bank, expert, dtype) for bank in banks], ends[expert]
 
-    def run_chunks(rows: int, fewest: int, start, state):
+    def run_chunks(size: int, carry):
       def run(carry):
-        start, state = carry
-        return start + rows, run_chunk(_Chunk(expert, of_expert, start, jnp.arange(rows) < end - start), state)
+        start, state, sums = carry
+        return start + size, *run_chunk(_Chunk(matrices, start, jnp.arange(size) < end - start), state, sums)
 
-      return jax.lax.while_loop(lambda carry: carry[0] + fewest <= end, run, (start, state))
+      is_worth_it = lambda carry: carry[0] + size - sizes[-1] < end  # smaller chunks would not leave less empty
+      return jax.lax.while_loop(is_worth_it, run, carry)
 
-    start = end - counts[expert]
-    if chunk_rows > rest_rows:
-      start, state = run_chunks(chunk_rows, max(1, chunk_rows - _MAX_REST_CHUNKS * rest_rows), start, state)
-    return run_chunks(rest_rows, 1, start, state)[1]
+    carry = end - counts[expert], state, jax.tree.map(lambda leaf: jnp.zeros(leaf.shape[1:], leaf.dtype), sums)
+    for size in sizes:
+      carry = run_chunks(size, carry)
+    _, state, of_expert = carry
+    put = lambda leaf, one: jax.lax.dynamic_update_index_in_dim(leaf, one, expert, 0)
+    return state, jax.tree.map(put, sums, of_expert)
 
-  return jax.lax.fori_loop(0, counts.size, run_expert, state)
+  return jax.lax.fori_loop(0, counts.size, run_expert, (state, sums))
 
 
 def _sort(array: Float[Array, "T D"], order: _Order, scale: Float[Array, "TK 1"] | None = None) -> Array:
@@ -290,8 +294,8 @@ def _sort(array: Float[Array, "T D"], order: _Order, scale: Float[Array, "TK 1"]
   rows = stored(array)[order.choice_of_row // order.row_of_choice.shape[1]]
   if scale is not None:
     rows = stored((loaded(rows) * scale).astype(array.dtype))
-  chunk_rows, _ = _chunk_rows(rows.shape[0], order.counts.size)
-  return jnp.pad(rows, ((0, chunk_rows), (0, 0)))
+  most = _chunk_sizes(rows.shape[0], order.counts.size)[0]
+  return jnp.pad(rows, ((0, most), (0, 0)))
 
 
 def _unsort(rows: Array, order: _Order) -> Float[Array, "T K D"]:
