@@ -24,18 +24,21 @@ _FREE_KEYS = (
 def claim(workdir: Path, config: Config, log: Callable[[str], None] = print, force: bool = False) -> None:
   """Writes config.json, without secrets, or refuses a workdir that holds a run of another model, data or schedule.
 
-  What differs is logged; with `force` the run goes on by the new values.
+  What differs is logged; with `force` the run goes on by the new values. A workdir from which nothing has come yet, as
+  where the first attempt was refused, is whoever's asks next.
   """
   path = workdir / "config.json"
   values = redact(json.loads(config.to_json()))
   if path.exists():
     before, now = _flatten(redact(json.loads(from_saved(read_json(path)).to_json()))), _flatten(values)
     changed = [key for key in now if now[key] != before[key] and not _is_free(key)]
-    if [step.name for step in (workdir / "checkpoints").glob("[0-9]*")] == ["0"]:  # imported, and not trained yet
+    steps = [step.name for step in (workdir / "checkpoints").glob("[0-9]*")]
+    if steps == ["0"]:  # imported, and not trained yet
       changed = [key for key in changed if key.startswith("model.") or key == "data.tokenizer"]
     for key in changed:
       log(f"[config] {key}: {before[key]!r} -> {now[key]!r}")
-    if changed and not force:
+    is_begun = steps or (workdir / "trials").exists()
+    if changed and is_begun and not force:
       differences = ", ".join(f"{key} was {before[key]!r} and is {now[key]!r}" for key in changed[:4])
       more = f" and {len(changed) - 4} more" if len(changed) > 4 else ""
       raise ConfigError(

@@ -8,6 +8,7 @@ from tests.conftest import packed_context
 from tests.kernels.test_attention_pallas import lowers_for_gpu, pytestmark, run_as_on_tpu  # noqa: F401
 from tests.kernels.test_ssd import inputs
 from ultrathink_jax.kernels import ssd_pallas as ssd_pallas_module
+from ultrathink_jax.kernels import ssd_pallas_layout
 from ultrathink_jax.kernels.names import KERNEL_OUTPUT
 from ultrathink_jax.kernels.ssd import ssd
 from ultrathink_jax.kernels.ssd_pallas import ssd_pallas
@@ -16,7 +17,7 @@ from ultrathink_jax.kernels.ssd_pallas import ssd_pallas
 @pytest.fixture(autouse=True)
 def _short_parts(monkeypatch):
   """Makes rows of these lengths several parts."""
-  monkeypatch.setattr(ssd_pallas_module, "_PART_TOKENS", 256)
+  monkeypatch.setattr(ssd_pallas_layout, "_PART_TOKENS", 256)
 
 
 def outputs(function, arrays, segments, *extra):

@@ -14,7 +14,7 @@ Letters: B batch  T length  t time of a chunk  D embed  V vocab  N blocks  v tok
 
 import math
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -131,6 +131,15 @@ class _Blocks(NamedTuple):
   firsts: Int[Array, " N"]
   has_overlap: bool
 
+  def rounded(self, table: Float[Array, "V D"], dtype: Any) -> Float[Array, "V D"]:
+    """Returns the table in `dtype` where it is one block; else as it is, since XLA on CPU would keep float32 of it."""
+    return table.astype(dtype) if self.size == table.shape[0] else table
+
+  def rows(self, table: Float[Array, "V D"], start: Int[Array, ""], dtype: Any) -> Float[Array, "v D"]:
+    """Returns the rows of a block in `dtype`."""
+    rows = table if self.size == table.shape[0] else jax.lax.dynamic_slice_in_dim(table, start, self.size)
+    return rows.astype(dtype)
+
   def own(self, start: Int[Array, ""], first: Int[Array, ""], numbers: Float[Array, "v B t"]) -> Float[Array, "v B t"]:
     """Returns the numbers of the block of tokens from `start` on, 0 for tokens that belong to the block before."""
     return jnp.where(self._is_own(start, first)[:, None, None], numbers, 0) if self.has_overlap else numbers
@@ -153,10 +162,6 @@ def _blocks(vocab_size: int) -> _Blocks:
     size = min(vocab_size, -(-vocab_size // (16 * number)) * 16)
   firsts = jnp.arange(0, vocab_size, size)
   return _Blocks(size, jnp.minimum(firsts, vocab_size - size), firsts, vocab_size % size != 0)
-
-
-def _rows(table: Float[Array, "V D"], start: Int[Array, ""], size: int) -> Float[Array, "v D"]:
-  return table if size == table.shape[0] else jax.lax.dynamic_slice_in_dim(table, start, size)
 
 
 class _Mix(NamedTuple):
@@ -202,8 +207,8 @@ def _softmax(
 
   def read(softmax: _Softmax, block):
     start, first = block
-    logits = jnp.einsum("vd,dbt->vbt", _rows(table, start, blocks.size), columns, preferred_element_type=jnp.float32)
-    logits = soft_cap(logits, cap)
+    rows = blocks.rows(table, start, hidden.dtype)
+    logits = soft_cap(jnp.einsum("vd,dbt->vbt", rows, columns, preferred_element_type=jnp.float32), cap)
     highest = jnp.maximum(softmax.highest, jnp.max(logits, axis=0))
     # One exponential a logit: gradients are made from these powers too.
     powers = jnp.exp(logits - highest)
@@ -230,7 +235,8 @@ def _no_losses(mix: _Mix) -> TokenLosses:
 @partial(jax.custom_vjp, nondiff_argnums=(5, 6))
 def _loss(hidden, table, targets, weights, cap, chunk: int, mix: _Mix):
   V = table.shape[0]
-  table, blocks = table.astype(hidden.dtype), _blocks(V)
+  blocks = _blocks(V)
+  table = blocks.rounded(table, hidden.dtype)
 
   def add(losses, inputs):
     hidden, targets, weights = inputs
@@ -244,21 +250,22 @@ def _loss(hidden, table, targets, weights, cap, chunk: int, mix: _Mix):
 
 def _loss_forward(hidden, table, targets, weights, cap, chunk: int, mix: _Mix):
   V = table.shape[0]
-  table_in_dtype, blocks = table.astype(hidden.dtype), _blocks(V)
+  blocks = _blocks(V)
+  rounded = blocks.rounded(table, hidden.dtype)
 
   def add(carry, inputs):
     losses, table_gradient = carry
     hidden, targets, weights = inputs
-    softmax, kept = _softmax(hidden, table_in_dtype, targets, cap, blocks, mix, is_kept=True)
+    softmax, kept = _softmax(hidden, rounded, targets, cap, blocks, mix, is_kept=True)
     gradient_of = _logit_gradients(softmax, weights, targets, cap, V, mix)
 
     def add_block(gradients, block):
       table_gradient, hidden_gradient = gradients
       start, first, kept, highest = block
       gradient = gradient_of(start + jnp.arange(blocks.size), first, kept, highest).astype(hidden.dtype)
-      hidden_gradient += transposed_product(_rows(table_in_dtype, start, blocks.size), gradient)
+      hidden_gradient += transposed_product(blocks.rows(rounded, start, hidden.dtype), gradient)
       of_rows = jnp.einsum("vbt,btd->vd", gradient, hidden, preferred_element_type=jnp.float32)
-      of_rows += _rows(table_gradient, start, blocks.size)
+      of_rows += blocks.rows(table_gradient, start, jnp.float32)
       if blocks.size < V:
         of_rows = jax.lax.dynamic_update_slice_in_dim(table_gradient, of_rows, start, 0)
       return (of_rows, hidden_gradient), None

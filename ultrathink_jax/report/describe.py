@@ -2,10 +2,11 @@
 
 from typing import Any
 
-from ultrathink_jax.config import Config
+from ultrathink_jax.config import Config, TrainConfig
 from ultrathink_jax.lora import coverage
 from ultrathink_jax.lora.coverage import count_trained, flops_per_token
 from ultrathink_jax.models.counts import ModelCount, count_model
+from ultrathink_jax.optimizers.schedules import resolve_steps
 
 _ADAMW_BYTES = 16  # a parameter, its gradient and two moments, float32
 
@@ -65,6 +66,14 @@ def _align(rows: list[tuple[Any, ...]]) -> list[str]:
   return [align(row) for row in cells]
 
 
+def _length(train: TrainConfig, tokens_per_step: int) -> str:
+  """Returns how long a run is, as far as that can be said without its data."""
+  if train.epochs and not train.tokens:
+    return f"until the data has been read {train.epochs:g} times (train.epochs)"
+  steps = resolve_steps(train, rows_per_epoch=None)
+  return f"{tokens_per_step * steps:,} in {steps:,} steps"
+
+
 def _totals(config: Config, count: ModelCount, flops: float) -> list[str]:
   tokens = config.train.batch_size * config.train.sequence_length
   gib = lambda size: f"{size / 2**30:,.1f} GiB"
@@ -72,7 +81,7 @@ def _totals(config: Config, count: ModelCount, flops: float) -> list[str]:
     f"total     {count.total:,} parameters",
     f"active    {count.active:,} parameters for each token ({count.active / count.total:.1%})",
     f"compute   {flops / 1e6:,.1f} MFLOP per token to train, at {config.train.sequence_length:,} tokens a sequence",
-    f"batch     {tokens:,} tokens a step, {tokens * config.train.steps:,} in {config.train.steps:,} steps",
+    f"batch     {tokens:,} tokens a step, {_length(config.train, tokens)}",
     f"memory    {gib(4 * count.total)} float32 parameters; {gib(_ADAMW_BYTES * count.total)} to train all with AdamW, "
     "activations not counted",
     f"cache     {count.cache_bytes_per_token:,} bytes a token and {count.cache_bytes_fixed:,} a sequence to decode",
