@@ -17,6 +17,7 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array
 
+from ultrathink_jax.kernels.svd import svd
 from ultrathink_jax.models.matrices import MatrixDims, as_matrices, matrix_dims
 
 
@@ -102,7 +103,7 @@ def _shape(leaf: Array, side: _Side, is_moment: bool) -> tuple[int, ...]:
 def _projection(gradient: Array, side: _Side) -> Array:
   """Returns the r leading singular vectors of the shorter side, as columns on the left or rows on the right."""
   matrices = as_matrices(gradient, side.dims).astype(jnp.float32)
-  left, _, right = jnp.linalg.svd(matrices, full_matrices=False)
+  left, _, right = svd(matrices)
   vectors = left[..., :, : side.rank] if side.is_left else right[..., : side.rank, :]
   return vectors.reshape(_shape(gradient, side, False)).astype(gradient.dtype)
 
