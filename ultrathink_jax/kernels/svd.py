@@ -15,7 +15,7 @@ def svd(
   """Returns left vectors, values and right vectors, the largest of the r = min(m, n) values first.
 
   On CPU one matrix after another: the call for a stack waits for threads of the pool whose thread it runs in, and where
-  as many devices as there are threads have come to it, for ever.
+  as many calls as there are threads have come so far, for ever.
   """
   decompose = partial(jnp.linalg.svd, full_matrices=False)
   *stack, m, n = matrices.shape

@@ -15,6 +15,7 @@ import numpy as np
 from jaxtyping import Array, Float, Key
 
 from ultrathink_jax.config import LoraConfig
+from ultrathink_jax.kernels.svd import svd
 from ultrathink_jax.layers.adapter import column_lengths
 from ultrathink_jax.lora.named import NamedAdapter
 from ultrathink_jax.lora.targets import Target
@@ -64,7 +65,7 @@ def _has_column(target: Target) -> Float[np.ndarray, "R *E 1 r"]:
 
 
 def _principal(kernel: Array, target: Target, lora: LoraConfig) -> tuple[Array, Array]:
-  left, values, right = jnp.linalg.svd(kernel, full_matrices=False)
+  left, values, right = svd(kernel)
   scale = jnp.array(scales(target, lora)).reshape(-1, *([1] * (len(target.lead) - 1)), 1)
   root = jnp.sqrt(values[..., : target.rank] / scale)
   has = _has_column(target)
