@@ -240,7 +240,7 @@ import concurrent.futures, multiprocessing, os, sys, time
 from ultrathink_jax.interruption import Interruption, end_with_parent
 
 def work(number):
-  print("worker", os.getpid(), flush=True)
+  os.write(1, f"worker {os.getpid()}\\n".encode())  # at once, and not between the parts of another's line
   time.sleep(2 if number < 2 else 60)
 
 if __name__ == "__main__":
