@@ -14,7 +14,9 @@ def test_sums_are_those_of_numpy(num_token_dims):
   np.testing.assert_allclose(sum_over_tokens(X, num_token_dims), exact, rtol=1e-5, atol=1e-5)
 
 
-def test_sums_are_weighted():
+@pytest.mark.parametrize("platform", ["cpu", "tpu"])
+def test_sums_are_weighted(platform, monkeypatch):
+  monkeypatch.setattr("ultrathink_jax.kernels.per_token.target_platform", lambda: platform)
   weights = np.random.default_rng(0).normal(size=X.shape[:2])
   exact = np.einsum("bt,bthd->hd", weights, np.asarray(X, np.float64))
   np.testing.assert_allclose(sum_over_tokens(X, 2, jnp.asarray(weights)), exact, rtol=1e-5, atol=1e-5)

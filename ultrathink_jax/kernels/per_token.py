@@ -36,7 +36,7 @@ def sum_over_tokens(
   """
   axes = tuple(range(num_token_dims))
   array = array.astype(jnp.float32)
-  if target_platform() != "cpu" and weights is None:
-    return jnp.sum(array, axes)
-  weights = jnp.ones(array.shape[:num_token_dims]) if weights is None else weights
-  return jax.lax.dot_general(weights.astype(jnp.float32), array, ((axes, axes), ((), ())))
+  weights = jnp.ones(array.shape[:num_token_dims]) if weights is None else weights.astype(jnp.float32)
+  if target_platform() != "cpu":  # where a product may round its factors
+    return jnp.sum(array * jnp.expand_dims(weights, tuple(range(num_token_dims, array.ndim))), axes)
+  return jax.lax.dot_general(weights, array, ((axes, axes), ((), ())))
